@@ -1,0 +1,126 @@
+"""What a layer is, what a cell adds to it, and the arithmetic that all cells share."""
+
+import abc
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from seqjax.initializers import torch_uniform
+from seqjax.ops.dispatch import choose_implementation
+
+Carry = Any
+"""A pytree of arrays `(*batch, features)`: the state between two steps."""
+Params = Any
+"""A pytree of arrays: the weights."""
+
+
+class Layer(abc.ABC):
+    """A recurrent layer as a hashable description of pure functions; it holds no arrays.
+
+    Cells and compositions of cells (`Stack`, `Bidirectional`) are layers. Run one over a sequence
+    with `seqjax.scan`, or a step at a time with `step`. A layer of your own derives from `Cell`
+    (and has a `step`) or from this class (and has a `run`), as a frozen dataclass.
+    """
+
+    input_size: int
+    """Number of features of one input `x`."""
+
+    @property
+    @abc.abstractmethod
+    def output_size(self) -> int:
+        """Number of features of one output `y`."""
+
+    @property
+    def draws_dropout(self) -> bool:
+        """Whether a run with a key (training) differs from one without."""
+        return False
+
+    @abc.abstractmethod
+    def init(self, key: jax.Array, dtype: DTypeLike = jnp.float32) -> Params:
+        """Draws the parameters."""
+
+    @abc.abstractmethod
+    def initial_carry(
+        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike = jnp.float32
+    ) -> Carry:
+        """The state before the first step: zeros."""
+
+    @abc.abstractmethod
+    def step(self, params: Params, carry: Carry, x: jax.Array) -> tuple[Carry, jax.Array]:
+        """One time step: `(carry, x) -> (carry, y)`, with `x` of shape `(*batch, input_size)`."""
+
+    @abc.abstractmethod
+    def run(
+        self,
+        params: Params,
+        carry: Carry,
+        xs: jax.Array,
+        *,
+        mask: jax.Array | None,
+        reverse: bool,
+        key: jax.Array | None,
+        unroll: int,
+        implementation: str | None,
+    ) -> tuple[Carry, jax.Array]:
+        """The whole sequence, for `seqjax.scan`, which checks the arguments and zeroes padding."""
+
+
+class Cell(Layer):
+    """One recurrence: its `step` is its meaning, and `run` scans that step over time."""
+
+    def run(
+        self,
+        params: Params,
+        carry: Carry,
+        xs: jax.Array,
+        *,
+        mask: jax.Array | None,
+        reverse: bool,
+        key: jax.Array | None,
+        unroll: int,
+        implementation: str | None,
+    ) -> tuple[Carry, jax.Array]:
+        del key  # A cell draws nothing; dropout sits between layers.
+        scan = choose_implementation(implementation)
+        return scan(self.step, params, carry, xs, mask=mask, reverse=reverse, unroll=unroll)
+
+
+def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """The dtype in which products of `dtype` are summed and gates computed: float32 at least."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def project(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """`x @ weight + bias`, summed and returned in `accumulation_dtype(x.dtype)`."""
+    dtype = accumulation_dtype(x.dtype)
+    y = jnp.matmul(x, weight, preferred_element_type=dtype)
+    return y if bias is None else y + bias.astype(dtype)
+
+
+def draw_weights(
+    key: jax.Array, hidden_size: int, dtype: DTypeLike, **shapes: tuple[int, ...] | None
+) -> dict[str, jax.Array | None]:
+    """Draws each named array with PyTorch's distribution; a shape of None stays None."""
+    init = torch_uniform(hidden_size)
+    keys = jax.random.split(key, len(shapes))
+    return {
+        name: None if shape is None else init(subkey, shape, dtype)
+        for subkey, (name, shape) in zip(keys, shapes.items(), strict=True)
+    }
+
+
+def check_type(name: str, value: object, expected: type) -> None:
+    """Raises PyTorch's TypeError unless `value` is an `expected`; a bool is not an int here."""
+    if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
+        raise TypeError(
+            f"{name} should be of type {expected.__name__}, got: {type(value).__name__}"
+        )
+
+
+def check_positive(name: str, value: object) -> None:
+    """Raises unless `value` is an int greater than zero."""
+    check_type(name, value, int)
+    if value <= 0:  # type: ignore[operator]
+        raise ValueError(f"{name} must be greater than zero, got: {value}")

@@ -1,0 +1,1 @@
+"""Whole-sequence implementations of a cell's recurrence, and the choice between them."""

@@ -1,0 +1,29 @@
+"""The one rule for padding: a step whose mask is off changes no state and emits zeros."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def where_valid(mask: jax.Array, values: Any, otherwise: Any) -> Any:
+    """`values` where `mask` is on, `otherwise` where it is off, leaf by leaf.
+
+    Args:
+      mask: bool; its dimensions are the leading ones of every leaf.
+      values: a pytree of arrays.
+      otherwise: a pytree of the same structure, shapes and dtypes.
+    """
+
+    def choose(value: jax.Array, other: jax.Array) -> jax.Array:
+        trailing = tuple(range(mask.ndim, value.ndim))
+        return jnp.where(jnp.expand_dims(mask, trailing), value, other)
+
+    return jax.tree.map(choose, values, otherwise)
+
+
+def zero_padding(mask: jax.Array | None, values: jax.Array) -> jax.Array:
+    """`values` with exact zeros where `mask` is off: no NaN passes, and no gradient."""
+    if mask is None:
+        return values
+    return where_valid(mask, values, jnp.zeros_like(values))

@@ -1,0 +1,56 @@
+"""One name for every parameter of a layer, shared by the Flax shells.
+
+`Stack` entries are called `layers_0`, `layers_1`, …; everything else by its field. The names of a
+bidirectional two-layer LSTM are thus `layers_0/forward/w_ih` to `layers_1/backward/b_hh`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from seqjax.cells.base import Layer, Params
+
+
+def params_to_dict(params: Params) -> dict[str, Any]:
+    """Nested dicts of the parameters' leaves by name.
+
+    Raises:
+      TypeError: the parameters are a lone array, which has no name.
+    """
+    tree: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not path:
+            raise TypeError(
+                "a layer's parameters should be a NamedTuple, tuple or dict of arrays, so that each "
+                f"has a name; got a lone {type(leaf).__name__}"
+            )
+        *parents, name = (_name(entry) for entry in path)
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def params_from_dict(layer: Layer, tree: Mapping[str, Any]) -> Params:
+    """The inverse of `params_to_dict` for the parameters of `layer`; other names are ignored."""
+
+    def find(path: tuple[Any, ...], _: Any) -> Any:
+        node: Any = tree
+        for entry in path:
+            node = node[_name(entry)]
+        return node
+
+    shapes = jax.eval_shape(layer.init, jax.random.key(0))
+    return jax.tree_util.tree_map_with_path(find, shapes)
+
+
+def _name(entry: Any) -> str:
+    match entry:
+        case jax.tree_util.GetAttrKey(name=name):
+            return name
+        case jax.tree_util.SequenceKey(idx=index):
+            return f"layers_{index}"
+        case _:
+            return str(entry.key)

@@ -1,0 +1,142 @@
+"""`scan`: run any layer over a sequence."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.cells.base import Carry, Layer, Params
+from seqjax.ops.dispatch import choose_implementation
+from seqjax.ops.masking import zero_padding
+
+
+def scan(
+    layer: Layer,
+    params: Params,
+    xs: jax.Array,
+    carry: Carry | None = None,
+    *,
+    mask: jax.Array | None = None,
+    reverse: bool = False,
+    key: jax.Array | None = None,
+    unroll: int = 1,
+    implementation: str | None = None,
+) -> tuple[Carry, jax.Array]:
+    """Runs a layer over a sequence: `carry, y_t = layer.step(params, carry, x_t)` for every t.
+
+    Where the mask is off, the step is padding: it leaves the carry as it was and emits zeros.
+    That gives right padding, left padding, gaps and length 0, in both directions. What stands in
+    padded inputs, NaN included, reaches neither values nor gradients.
+
+    Args:
+      layer: a cell, `Stack`, `Bidirectional` or a `Layer` of your own.
+      params: its parameters, as from `layer.init`.
+      xs: inputs, `(T, *batch, layer.input_size)`, in the parameters' floating dtype. No batch
+        dimension means one sequence.
+      carry: state before the first step, as from `layer.initial_carry(batch, xs.dtype)`; None
+        means zeros.
+      mask: bool `(T, *batch)`, True at valid steps; None means that all are. See
+        `seqjax.lengths_to_mask`.
+      reverse: run from the last step to the first. Outputs stay at their own time.
+      key: random key. Given, the run is training and dropout is drawn from it; None: no dropout.
+      unroll: steps per iteration of the loop, as in `jax.lax.scan`.
+      implementation: "scan", or None for the best that applies.
+
+    Returns:
+      `(carry, ys)`: the state after the last valid step, and the outputs
+      `(T, *batch, layer.output_size)` in the dtype of `xs`.
+
+    Raises:
+      TypeError: a dtype, the carry's structure or an argument's type is wrong.
+      ValueError: a shape is wrong, or the implementation unknown or not applicable.
+
+    >>> import jax, seqjax
+    >>> layer = seqjax.LSTMCell(input_size=3, hidden_size=5)
+    >>> params = layer.init(jax.random.key(0))
+    >>> mask = seqjax.lengths_to_mask(jax.numpy.array([7, 4]), 7)
+    >>> carry, ys = seqjax.scan(layer, params, jax.numpy.ones((7, 2, 3)), mask=mask)
+    >>> ys.shape, carry.h.shape, bool((ys[4:, 1] == 0).all())
+    ((7, 2, 5), (2, 5), True)
+    """
+    if not isinstance(layer, Layer):
+        raise TypeError(
+            f"layer should be a seqjax layer (a cell, Stack or Bidirectional), "
+            f"got: {type(layer).__name__}"
+        )
+    choose_implementation(implementation)
+    xs = jnp.asarray(xs)
+    _check_inputs(layer, params, xs)
+    if mask is not None:
+        mask = jnp.asarray(mask)
+        _check_mask(mask, xs)
+    if carry is None:
+        carry = layer.initial_carry(xs.shape[1:-1], xs.dtype)
+    else:
+        carry = jax.tree.map(jnp.asarray, carry)
+        _check_carry(layer, carry, xs)
+    return _scan(
+        layer, params, xs, carry, mask, key,
+        reverse=reverse, unroll=unroll, implementation=implementation,
+    )  # fmt: skip
+
+
+# Compiled here, too, so that a call outside jit neither traces nor compiles a second time.
+@functools.partial(
+    jax.jit, static_argnums=0, static_argnames=("reverse", "unroll", "implementation"), inline=True
+)
+def _scan(
+    layer: Layer,
+    params: Params,
+    xs: jax.Array,
+    carry: Carry,
+    mask: jax.Array | None,
+    key: jax.Array | None,
+    **options: Any,
+) -> tuple[Carry, jax.Array]:
+    return layer.run(params, carry, zero_padding(mask, xs), mask=mask, key=key, **options)
+
+
+def _check_inputs(layer: Layer, params: Params, xs: jax.Array) -> None:
+    if xs.ndim < 2:
+        raise ValueError(
+            f"xs should have at least 2 dimensions (T, *batch, features), got shape {xs.shape}"
+        )
+    if xs.shape[-1] != layer.input_size:
+        raise ValueError(
+            f"xs.shape[-1] must be equal to input_size. Expected {layer.input_size}, "
+            f"got {xs.shape[-1]}"
+        )
+    if not jnp.issubdtype(xs.dtype, jnp.floating):
+        raise TypeError(f"xs should have a floating dtype, got: {xs.dtype}")
+    for leaf in jax.tree.leaves(params):
+        if leaf.dtype != xs.dtype:
+            raise TypeError(
+                f"xs and params should have one dtype, got: {xs.dtype} and {leaf.dtype}. "
+                "Cast one of them, for example jax.tree.map(lambda p: p.astype(xs.dtype), params)"
+            )
+
+
+def _check_mask(mask: jax.Array, xs: jax.Array) -> None:
+    if mask.dtype != jnp.bool_:
+        raise TypeError(f"mask should be of dtype bool, got: {mask.dtype}")
+    if mask.shape != xs.shape[:-1]:
+        raise ValueError(
+            f"mask should have the shape of xs without features, {xs.shape[:-1]}, got: {mask.shape}"
+        )
+
+
+def _check_carry(layer: Layer, carry: Carry, xs: jax.Array) -> None:
+    expected = jax.eval_shape(lambda: layer.initial_carry(xs.shape[1:-1], xs.dtype))
+    if jax.tree.structure(carry) != jax.tree.structure(expected):
+        raise TypeError(
+            f"carry should have the structure {jax.tree.structure(expected)}, "
+            f"got: {jax.tree.structure(carry)}. layer.initial_carry(batch_shape, dtype) makes one"
+        )
+    expected_leaves = jax.tree_util.tree_leaves_with_path(expected)
+    for (path, want), got in zip(expected_leaves, jax.tree.leaves(carry), strict=True):
+        name = "carry" + jax.tree_util.keystr(path)
+        if got.shape != want.shape:
+            raise ValueError(f"{name}: expected shape {want.shape}, got {got.shape}")
+        if got.dtype != want.dtype:
+            raise TypeError(f"{name}: expected dtype {want.dtype}, got {got.dtype}")
