@@ -4,8 +4,8 @@ They own parameters and compute nothing themselves: the functional core does. Pa
 those of `seqjax.linen`, for example `layers_0/forward/w_ih`.
 """
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jax.typing import ArrayLike, DTypeLike
 from seqjax import cells, torch_shape
 from seqjax.cells.base import Carry, Layer, Params
 from seqjax.interop.torch import load_params, params_to_torch, torch_dtype
+from seqjax.layers import Stack
 from seqjax.parameter_names import params_from_dict, params_to_dict
 
 
@@ -42,8 +43,6 @@ class _Parameters(nnx.Module):
 
 class _TorchWeights(_Parameters):
     """PyTorch's weights in and out, for the modules that PyTorch has."""
-
-    _torch_arguments: ClassVar[tuple[str, ...]]
 
     def torch_state_dict(self) -> dict[str, np.ndarray]:
         """The weights as `torch.nn.Module.load_state_dict` takes them after `torch.from_numpy`.
@@ -77,10 +76,10 @@ class _TorchWeights(_Parameters):
         Raises:
           TypeError: it is another kind of module.
         """
-        arguments = torch_shape.torch_arguments(torch_module, cls.__name__, cls._torch_arguments)
+        torch_shape.torch_kind(torch_module, [cls.__name__])
         state_dict = torch_module.state_dict()
         module = cls(
-            **arguments,
+            **torch_shape.torch_arguments(torch_module, cls),
             param_dtype=torch_dtype(state_dict),
             rngs=nnx.Rngs(0) if rngs is None else rngs,
         )
@@ -95,6 +94,7 @@ class _OverSequences(_Parameters):
     def __init__(
         self,
         layer: Layer,
+        *,
         batch_first: bool,
         dtype: DTypeLike | None,
         param_dtype: DTypeLike,
@@ -149,7 +149,7 @@ class Recurrent(_OverSequences):
 
     Args:
       layer: the layer.
-      batch_first: inputs and outputs are `(*batch, T, features)` instead of `(T, *batch, features)`.
+      batch_first: inputs and outputs are `(*batch, T, features)`, not `(T, *batch, features)`.
       dtype: dtype to compute in, to which inputs and weights are cast; None: theirs, which must be
         the same.
       param_dtype: dtype of the weights.
@@ -175,7 +175,14 @@ class Recurrent(_OverSequences):
         implementation: str | None = None,
         rngs: nnx.Rngs,
     ) -> None:
-        super().__init__(layer, batch_first, dtype, param_dtype, implementation, rngs)
+        super().__init__(
+            layer,
+            batch_first=batch_first,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            implementation=implementation,
+            rngs=rngs,
+        )
 
     def __call__(
         self,
@@ -207,9 +214,39 @@ class Recurrent(_OverSequences):
 
 
 class _TorchLayer(_OverSequences, _TorchWeights):
-    """`RNN`, `LSTM` and `GRU`: their call."""
+    """`RNN`, `LSTM` and `GRU`: their attributes and their call."""
 
-    layer: torch_shape.Stack
+    layer: Stack
+
+    def __init__(
+        self,
+        make_cell: Callable[[int], cells.Cell],
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        **options: Any,
+    ) -> None:
+        torch_shape.check_arguments(
+            input_size=input_size,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+        )
+        layer = torch_shape.build_stack(make_cell, input_size, num_layers, dropout, bidirectional)
+        super().__init__(layer, batch_first=batch_first, **options)
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.dropout = layer.dropout
+        self.bidirectional = bidirectional
 
     def __call__(
         self,
@@ -247,82 +284,11 @@ class _TorchLayer(_OverSequences, _TorchWeights):
         )  # fmt: skip
 
 
-class RNN(_TorchLayer):
-    """`torch.nn.RNN`, tanh or relu.
-
-    Equation: `seqjax.RNNCell`. Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.RNN.html
-
-    Args:
-      input_size: features of the input.
-      hidden_size: features of the state.
-      num_layers: layers one after the other.
-      nonlinearity: "tanh" or "relu".
-      bias: whether there are biases.
-      batch_first: input and output are `(batch, T, features)`; states never are.
-      dropout: probability of zeroing an element of each layer's output but the last one's, in
-        training.
-      bidirectional: a second set of weights reads the sequence backwards; features double.
-      dtype: dtype to compute in, to which input, state and weights are cast; None: theirs, which
-        must be the same.
-      param_dtype: dtype of the weights.
-      implementation: as in `seqjax.scan`.
-      rngs: draws the weights ("params") and dropout ("dropout").
-
-    Raises:
-      TypeError, ValueError: where PyTorch raises.
-
-    >>> from flax import nnx
-    >>> import jax.numpy as jnp, seqjax.nnx
-    >>> rnn = seqjax.nnx.RNN(10, 20, num_layers=2, batch_first=True, rngs=nnx.Rngs(0))
-    >>> output, h_n = rnn(jnp.ones((3, 5, 10)), lengths=jnp.array([5, 2, 0]))
-    >>> output.shape, h_n.shape
-    ((3, 5, 20), (2, 3, 20))
-    """
-
-    _torch_arguments = (
-        "input_size",
-        "hidden_size",
-        "num_layers",
-        "nonlinearity",
-        "bias",
-        "batch_first",
-        "dropout",
-        "bidirectional",
-    )
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        nonlinearity: str = "tanh",
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        *,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-        implementation: str | None = None,
-        rngs: nnx.Rngs,
-    ) -> None:
-        layer = torch_shape.build_stack(
-            lambda size: cells.RNNCell(size, hidden_size, bias, nonlinearity),
-            input_size=input_size,
-            hidden_size=hidden_size,
-            num_layers=num_layers,
-            bias=bias,
-            batch_first=batch_first,
-            dropout=dropout,
-            bidirectional=bidirectional,
-        )
-        super().__init__(layer, batch_first, dtype, param_dtype, implementation, rngs)
-
-
 class LSTM(_TorchLayer):
     """`torch.nn.LSTM`, with its optional projection.
 
-    Equation: `seqjax.LSTMCell`. Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTM.html
+    Equation: `seqjax.LSTMCell`. Source:
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTM.html
 
     Args:
       input_size: features of the input.
@@ -351,17 +317,6 @@ class LSTM(_TorchLayer):
     ((3, 5, 20), (2, 3, 20))
     """
 
-    _torch_arguments = (
-        "input_size",
-        "hidden_size",
-        "num_layers",
-        "bias",
-        "batch_first",
-        "dropout",
-        "bidirectional",
-        "proj_size",
-    )
-
     def __init__(
         self,
         input_size: int,
@@ -378,38 +333,31 @@ class LSTM(_TorchLayer):
         implementation: str | None = None,
         rngs: nnx.Rngs,
     ) -> None:
-        layer = torch_shape.build_stack(
+        super().__init__(
             lambda size: cells.LSTMCell(size, hidden_size, bias, proj_size),
-            input_size=input_size,
-            hidden_size=hidden_size,
-            num_layers=num_layers,
-            bias=bias,
-            batch_first=batch_first,
-            dropout=dropout,
-            bidirectional=bidirectional,
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            implementation=implementation,
+            rngs=rngs,
         )
-        super().__init__(layer, batch_first, dtype, param_dtype, implementation, rngs)
+        self.proj_size = proj_size
 
 
 class GRU(_TorchLayer):
     """`torch.nn.GRU`.
 
-    Equation: `seqjax.GRUCell`. Source: https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html
+    Equation: `seqjax.GRUCell`. Source:
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html
 
     Args:
-      input_size: features of the input.
-      hidden_size: features of the state.
-      num_layers: layers one after the other.
-      bias: whether there are biases.
-      batch_first: input and output are `(batch, T, features)`; states never are.
-      dropout: probability of zeroing an element of each layer's output but the last one's, in
-        training.
-      bidirectional: a second set of weights reads the sequence backwards; features double.
-      dtype: dtype to compute in, to which input, state and weights are cast; None: theirs, which
-        must be the same.
-      param_dtype: dtype of the weights.
-      implementation: as in `seqjax.scan`.
-      rngs: draws the weights ("params") and dropout ("dropout").
+      Those of `LSTM`, without `proj_size`.
 
     Raises:
       TypeError, ValueError: where PyTorch raises.
@@ -421,16 +369,6 @@ class GRU(_TorchLayer):
     >>> output.shape, h_n.shape
     ((3, 5, 20), (2, 3, 20))
     """
-
-    _torch_arguments = (
-        "input_size",
-        "hidden_size",
-        "num_layers",
-        "bias",
-        "batch_first",
-        "dropout",
-        "bidirectional",
-    )
 
     def __init__(
         self,
@@ -447,23 +385,86 @@ class GRU(_TorchLayer):
         implementation: str | None = None,
         rngs: nnx.Rngs,
     ) -> None:
-        layer = torch_shape.build_stack(
+        super().__init__(
             lambda size: cells.GRUCell(size, hidden_size, bias),
-            input_size=input_size,
-            hidden_size=hidden_size,
-            num_layers=num_layers,
-            bias=bias,
-            batch_first=batch_first,
-            dropout=dropout,
-            bidirectional=bidirectional,
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            implementation=implementation,
+            rngs=rngs,
         )
-        super().__init__(layer, batch_first, dtype, param_dtype, implementation, rngs)
+
+
+class RNN(_TorchLayer):
+    """`torch.nn.RNN`, tanh or relu.
+
+    Equation: `seqjax.RNNCell`. Source:
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.RNN.html
+
+    Args:
+      Those of `LSTM`, without `proj_size`, and in fourth place
+      nonlinearity: "tanh" or "relu".
+
+    Raises:
+      TypeError, ValueError: where PyTorch raises.
+
+    >>> from flax import nnx
+    >>> import jax.numpy as jnp, seqjax.nnx
+    >>> rnn = seqjax.nnx.RNN(10, 20, num_layers=2, batch_first=True, rngs=nnx.Rngs(0))
+    >>> output, h_n = rnn(jnp.ones((3, 5, 10)), lengths=jnp.array([5, 2, 0]))
+    >>> output.shape, h_n.shape
+    ((3, 5, 20), (2, 3, 20))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        implementation: str | None = None,
+        rngs: nnx.Rngs,
+    ) -> None:
+        super().__init__(
+            lambda size: cells.RNNCell(size, hidden_size, bias, nonlinearity),
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            implementation=implementation,
+            rngs=rngs,
+        )
+        self.nonlinearity = nonlinearity
 
 
 class _TorchCell(_TorchWeights):
-    """`RNNCell`, `LSTMCell` and `GRUCell`: their call."""
+    """`RNNCell`, `LSTMCell` and `GRUCell`: their attributes and their call."""
 
-    layer: cells.Cell
+    layer: Any  # A cell, with its sizes.
+
+    def __init__(self, layer: Any, **options: Any) -> None:
+        super().__init__(layer, **options)
+        self.input_size = layer.input_size
+        self.hidden_size = layer.hidden_size
+        self.bias = layer.bias
 
     def __call__(self, input: ArrayLike, hx: Any = None) -> Any:
         """One step, as PyTorch's `forward` does it.
@@ -482,6 +483,86 @@ class _TorchCell(_TorchWeights):
         return torch_shape.apply_cell(
             type(self).__name__, self.layer, self.params, input, hx, dtype=self.dtype
         )
+
+
+class LSTMCell(_TorchCell):
+    """`torch.nn.LSTMCell`: one step.
+
+    Equation: `seqjax.LSTMCell`. Source:
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTMCell.html
+
+    Args:
+      input_size: features of the input.
+      hidden_size: features of the state.
+      bias: whether there are biases.
+      dtype: dtype to compute in, to which input, state and weights are cast; None: theirs, which
+        must be the same.
+      param_dtype: dtype of the weights.
+      rngs: draws the weights ("params").
+
+    Raises:
+      TypeError, ValueError: where PyTorch raises, and for sizes below 1.
+
+    >>> from flax import nnx
+    >>> import jax.numpy as jnp, seqjax.nnx
+    >>> cell = seqjax.nnx.LSTMCell(10, 20, rngs=nnx.Rngs(0))
+    >>> h, c = cell(jnp.ones((3, 10)))
+    >>> h.shape
+    (3, 20)
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        cell = cells.LSTMCell(input_size, hidden_size, bias)
+        super().__init__(cell, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+
+class GRUCell(_TorchCell):
+    """`torch.nn.GRUCell`: one step.
+
+    Equation: `seqjax.GRUCell`. Source:
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.GRUCell.html
+
+    Args:
+      input_size: features of the input.
+      hidden_size: features of the state.
+      bias: whether there are biases.
+      dtype: dtype to compute in, to which input, state and weights are cast; None: theirs, which
+        must be the same.
+      param_dtype: dtype of the weights.
+      rngs: draws the weights ("params").
+
+    Raises:
+      TypeError, ValueError: where PyTorch raises, and for sizes below 1.
+
+    >>> from flax import nnx
+    >>> import jax.numpy as jnp, seqjax.nnx
+    >>> cell = seqjax.nnx.GRUCell(10, 20, rngs=nnx.Rngs(0))
+    >>> h = cell(jnp.ones((3, 10)))
+    >>> h.shape
+    (3, 20)
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ) -> None:
+        cell = cells.GRUCell(input_size, hidden_size, bias)
+        super().__init__(cell, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
 
 class RNNCell(_TorchCell):
@@ -511,8 +592,6 @@ class RNNCell(_TorchCell):
     (3, 20)
     """
 
-    _torch_arguments = ("input_size", "hidden_size", "bias", "nonlinearity")
-
     def __init__(
         self,
         input_size: int,
@@ -524,97 +603,14 @@ class RNNCell(_TorchCell):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ) -> None:
-        layer = cells.RNNCell(input_size, hidden_size, bias, nonlinearity)
-        super().__init__(layer, dtype, param_dtype, rngs)
-
-
-class LSTMCell(_TorchCell):
-    """`torch.nn.LSTMCell`: one step.
-
-    Equation: `seqjax.LSTMCell`. Source:
-    https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTMCell.html
-
-    Args:
-      input_size: features of the input.
-      hidden_size: features of the state.
-      bias: whether there are biases.
-      dtype: dtype to compute in, to which input, state and weights are cast; None: theirs, which
-        must be the same.
-      param_dtype: dtype of the weights.
-      rngs: draws the weights ("params").
-
-    Raises:
-      TypeError, ValueError: where PyTorch raises, and for sizes below 1.
-
-    >>> from flax import nnx
-    >>> import jax.numpy as jnp, seqjax.nnx
-    >>> cell = seqjax.nnx.LSTMCell(10, 20, rngs=nnx.Rngs(0))
-    >>> h, c = cell(jnp.ones((3, 10)))
-    >>> h.shape
-    (3, 20)
-    """
-
-    _torch_arguments = ("input_size", "hidden_size", "bias")
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        *,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ) -> None:
-        layer = cells.LSTMCell(input_size, hidden_size, bias)
-        super().__init__(layer, dtype, param_dtype, rngs)
-
-
-class GRUCell(_TorchCell):
-    """`torch.nn.GRUCell`: one step.
-
-    Equation: `seqjax.GRUCell`. Source:
-    https://docs.pytorch.org/docs/stable/generated/torch.nn.GRUCell.html
-
-    Args:
-      input_size: features of the input.
-      hidden_size: features of the state.
-      bias: whether there are biases.
-      dtype: dtype to compute in, to which input, state and weights are cast; None: theirs, which
-        must be the same.
-      param_dtype: dtype of the weights.
-      rngs: draws the weights ("params").
-
-    Raises:
-      TypeError, ValueError: where PyTorch raises, and for sizes below 1.
-
-    >>> from flax import nnx
-    >>> import jax.numpy as jnp, seqjax.nnx
-    >>> cell = seqjax.nnx.GRUCell(10, 20, rngs=nnx.Rngs(0))
-    >>> h = cell(jnp.ones((3, 10)))
-    >>> h.shape
-    (3, 20)
-    """
-
-    _torch_arguments = ("input_size", "hidden_size", "bias")
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        *,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ) -> None:
-        layer = cells.GRUCell(input_size, hidden_size, bias)
-        super().__init__(layer, dtype, param_dtype, rngs)
+        cell = cells.RNNCell(input_size, hidden_size, bias, nonlinearity)
+        super().__init__(cell, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.nonlinearity = nonlinearity
 
 
 def _is_variable(node: Any) -> bool:
     return isinstance(node, nnx.Variable)
 
 
-def _assign(variable: nnx.Param, value: jax.Array) -> None:
+def _assign(variable: nnx.Param[Any], value: jax.Array) -> None:
     variable[...] = value

@@ -22,8 +22,8 @@ def params_to_dict(params: Params) -> dict[str, Any]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not path:
             raise TypeError(
-                "a layer's parameters should be a NamedTuple, tuple or dict of arrays, so that each "
-                f"has a name; got a lone {type(leaf).__name__}"
+                "a layer's parameters should be a NamedTuple, tuple or dict of arrays, so that "
+                f"each has a name; got a lone {type(leaf).__name__}"
             )
         *parents, name = (_name(entry) for entry in path)
         node = tree

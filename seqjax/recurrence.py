@@ -128,10 +128,11 @@ def _check_mask(mask: jax.Array, xs: jax.Array) -> None:
 
 def _check_carry(layer: Layer, carry: Carry, xs: jax.Array) -> None:
     expected = jax.eval_shape(lambda: layer.initial_carry(xs.shape[1:-1], xs.dtype))
-    if jax.tree.structure(carry) != jax.tree.structure(expected):
+    got_structure, structure = jax.tree.structure(carry), jax.tree.structure(expected)
+    if got_structure != structure:  # type: ignore[operator]
         raise TypeError(
-            f"carry should have the structure {jax.tree.structure(expected)}, "
-            f"got: {jax.tree.structure(carry)}. layer.initial_carry(batch_shape, dtype) makes one"
+            f"carry should have the structure {structure}, got: {got_structure}. "
+            "layer.initial_carry(batch_shape, dtype) makes one"
         )
     expected_leaves = jax.tree_util.tree_leaves_with_path(expected)
     for (path, want), got in zip(expected_leaves, jax.tree.leaves(carry), strict=True):

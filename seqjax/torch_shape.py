@@ -4,8 +4,9 @@ Everything that `seqjax.nnx` and `seqjax.linen` share. States are `(num_layers *
 batch, size)` with index `layer * num_directions + direction`, whatever `batch_first` says.
 """
 
+import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -18,8 +19,7 @@ from seqjax.recurrence import scan
 from seqjax.sequences import lengths_to_mask
 
 
-def build_stack(
-    make_cell: Callable[[int], Cell],
+def check_arguments(
     *,
     input_size: int,
     hidden_size: int,
@@ -28,12 +28,8 @@ def build_stack(
     batch_first: bool,
     dropout: float,
     bidirectional: bool,
-) -> Stack:
-    """Checks the constructor's arguments in PyTorch's order and builds the layer.
-
-    Args:
-      make_cell: input_size -> the cell of one layer and direction.
-      others: as in `torch.nn.LSTM`.
+) -> None:
+    """Checks the arguments that all three layers share, in PyTorch's order.
 
     Raises:
       TypeError, ValueError: where PyTorch does, and for a `bidirectional` that is no bool.
@@ -44,7 +40,7 @@ def build_stack(
             "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
             f"expects num_layers greater than 1, but got dropout={dropout} and "
             f"num_layers={num_layers}",
-            stacklevel=4,
+            stacklevel=3,
         )
     check_type("bias", bias, bool)
     check_type("batch_first", batch_first, bool)
@@ -53,9 +49,18 @@ def build_stack(
     check_positive("num_layers", num_layers)
     check_type("bidirectional", bidirectional, bool)
 
+
+def build_stack(
+    make_cell: Callable[[int], Cell],
+    input_size: int,
+    num_layers: int,
+    dropout: float,
+    bidirectional: bool,
+) -> Stack:
+    """The layer of the core that PyTorch's arguments describe; `make_cell` takes an input_size."""
     layers: list[Layer] = []
     for _ in range(num_layers):
-        cell: Layer = make_cell(layers[-1].output_size if layers else input_size)
+        cell = make_cell(layers[-1].output_size if layers else input_size)
         layers.append(Bidirectional(cell, cell) if bidirectional else cell)
     return Stack(layers, dropout=dropout)
 
@@ -180,15 +185,32 @@ def apply_cell(
     return _without_names(carry)
 
 
-def torch_arguments(torch_module: Any, kind: str, names: tuple[str, ...]) -> dict[str, Any]:
-    """The constructor's arguments, read off the attributes of a PyTorch module.
+def torch_kind(torch_module: Any, kinds: Iterable[str]) -> str:
+    """Which of the `torch.nn` classes named in `kinds` a module is an instance of.
 
     Raises:
-      TypeError: the module is not a `kind` ("LSTM", "GRUCell", …).
+      TypeError: none of them.
     """
-    if kind not in (base.__name__ for base in type(torch_module).__mro__):
-        raise TypeError(f"expected a torch.nn.{kind}, got: {type(torch_module).__name__}")
-    return {name: getattr(torch_module, name) for name in names}
+    bases = {base.__name__ for base in type(torch_module).__mro__}
+    for kind in kinds:
+        if kind in bases:
+            return kind
+    expected = " or ".join(f"torch.nn.{kind}" for kind in kinds)
+    raise TypeError(f"expected a {expected}, got: {type(torch_module).__name__}")
+
+
+def torch_arguments(torch_module: Any, kind: type) -> dict[str, Any]:
+    """What to call `kind` with so that it has the configuration of a PyTorch module.
+
+    The positional arguments of our constructors are attributes of PyTorch's modules.
+    """
+    parameters = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
+    return {
+        parameter.name: getattr(torch_module, parameter.name)
+        for parameter in parameters
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        and parameter.name not in ("self", "parent", "name")  # Flax's own, in linen.
+    }
 
 
 def _in_compute_dtype(
@@ -240,7 +262,7 @@ def _cast_carry(name: str, layer: Layer, carry: Carry, xs: jax.Array, *, cast: b
     LSTM's `c` may come in either of the input's dtype and the wider one that it is kept in.
     """
     template = jax.eval_shape(lambda: layer.initial_carry(xs.shape[1:-1], xs.dtype))
-    if jax.tree.structure(carry) != jax.tree.structure(template):
+    if jax.tree.structure(carry) != jax.tree.structure(template):  # type: ignore[operator]
         return carry  # `scan` says what it should be.
 
     def convert(leaf: ArrayLike, want: jax.ShapeDtypeStruct) -> jax.Array:
@@ -257,8 +279,8 @@ def _cast_carry(name: str, layer: Layer, carry: Carry, xs: jax.Array, *, cast: b
 
 def _as_state(name: str, cell: Cell, hx: Any) -> Any:
     """`hx` as arrays in the structure of the cell's own carry."""
-    structure = jax.tree.structure(jax.eval_shape(cell.initial_carry))
-    if structure.num_leaves == 1:
+    states, structure = jax.tree.flatten(jax.eval_shape(cell.initial_carry))
+    if len(states) == 1:
         if isinstance(hx, tuple | list):
             raise TypeError(f"{name}: hx should be an array h_0, got: {type(hx).__name__}")
         return jnp.asarray(hx)

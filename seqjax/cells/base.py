@@ -101,7 +101,7 @@ def project(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> j
 
 def draw_weights(
     key: jax.Array, hidden_size: int, dtype: DTypeLike, **shapes: tuple[int, ...] | None
-) -> dict[str, jax.Array | None]:
+) -> dict[str, Any]:
     """Draws each named array with PyTorch's distribution; a shape of None stays None."""
     init = torch_uniform(hidden_size)
     keys = jax.random.split(key, len(shapes))

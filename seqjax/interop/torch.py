@@ -115,7 +115,7 @@ def params_from_torch(state_dict: Mapping[str, Any], dtype: DTypeLike | None = N
 
     num_layers = 1 + max(layer for layer, _ in entries if layer is not None)
     bidirectional = any(reverse for _, reverse in entries)
-    layers = []
+    layers: list[Params] = []
     for index in range(num_layers):
         forward = _cell_from_torch(entries.get((index, False), {}), f"_l{index}", dtype)
         if not bidirectional:
@@ -222,7 +222,8 @@ def _cell_from_torch(
         # A copy: aliasing the tensor would let what torch does in place change these weights.
         return None if array is None else jnp.array(array.T, dtype or array.dtype)
 
-    return kind(**{field: to_jax(entries.get(field)) for field in kind._fields})
+    arrays: dict[str, Any] = {field: to_jax(entries.get(field)) for field in kind._fields}
+    return kind(**arrays)
 
 
 def _quoted(names: Any) -> str:
