@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from seqjax.cells.base import Carry, Layer, Params
+from seqjax.cells.base import Carry, Layer, Params, exportable
 
 
+@exportable
 class BidirectionalParams(NamedTuple):
     """Parameters of a `Bidirectional` layer."""
 
@@ -20,6 +21,7 @@ class BidirectionalParams(NamedTuple):
     backward: Params
 
 
+@exportable
 class BidirectionalCarry(NamedTuple):
     """State of a `Bidirectional` layer; `backward` is the state at the sequence's first step."""
 

@@ -1,10 +1,11 @@
 """What a layer is, what a cell adds to it, and the arithmetic that all cells share."""
 
 import abc
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
 from seqjax.initializers import torch_uniform
@@ -14,6 +15,9 @@ Carry = Any
 """A pytree of arrays `(*batch, features)`: the state between two steps."""
 Params = Any
 """A pytree of arrays: the weights."""
+
+
+NamedTupleType = TypeVar("NamedTupleType")
 
 
 class Layer(abc.ABC):
@@ -85,6 +89,12 @@ class Cell(Layer):
         del key  # A cell draws nothing; dropout sits between layers.
         scan = choose_implementation(implementation)
         return scan(self.step, params, carry, xs, mask=mask, reverse=reverse, unroll=unroll)
+
+
+def exportable(cls: type[NamedTupleType]) -> type[NamedTupleType]:
+    """Lets `jax.export` write functions whose arguments or results hold this NamedTuple."""
+    register_namedtuple_serialization(cls, serialized_name=f"seqjax.{cls.__name__}")
+    return cls
 
 
 def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:

@@ -7,9 +7,17 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from seqjax.cells.base import Cell, check_positive, check_type, draw_weights, project
+from seqjax.cells.base import (
+    Cell,
+    check_positive,
+    check_type,
+    draw_weights,
+    exportable,
+    project,
+)
 
 
+@exportable
 class GRUParams(NamedTuple):
     """Weights of a `GRUCell`, ready to multiply, gates in the order r z n."""
 

@@ -13,10 +13,12 @@ from seqjax.cells.base import (
     check_positive,
     check_type,
     draw_weights,
+    exportable,
     project,
 )
 
 
+@exportable
 class LSTMParams(NamedTuple):
     """Weights of an `LSTMCell`, ready to multiply, gates in the order i f g o."""
 
@@ -27,6 +29,7 @@ class LSTMParams(NamedTuple):
     w_hr: jax.Array | None  # (hidden_size, proj_size)
 
 
+@exportable
 class LSTMCarry(NamedTuple):
     """State of an `LSTMCell`: `h` in the input's dtype, `c` in float32 at least."""
 

@@ -7,11 +7,19 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from seqjax.cells.base import Cell, check_positive, check_type, draw_weights, project
+from seqjax.cells.base import (
+    Cell,
+    check_positive,
+    check_type,
+    draw_weights,
+    exportable,
+    project,
+)
 
 NONLINEARITIES = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 
 
+@exportable
 class RNNParams(NamedTuple):
     """Weights of an `RNNCell`, ready to multiply; the biases are None without bias."""
 
