@@ -99,7 +99,8 @@ def exportable(cls: type[NamedTupleType]) -> type[NamedTupleType]:
 
 def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
     """The dtype in which products of `dtype` are summed and gates computed: float32 at least."""
-    return jnp.promote_types(dtype, jnp.float32)
+    dtype = jnp.dtype(dtype)
+    return jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
 
 
 def project(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:

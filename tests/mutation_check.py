@@ -1,0 +1,162 @@
+"""Applies known mistakes to a copy of seqjax, one at a time, and shows that the tests notice each.
+
+Run: python tests/mutation_check.py [NAME ...]
+
+Each mistake is a piece of the source and what stands in its place. The tests run on the copy until
+the first failure. A mistake that they let pass, or whose piece of source is gone, fails the check.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+
+
+class Mistake(NamedTuple):
+    """In `file`, `right` becomes `wrong`."""
+
+    file: str
+    right: str
+    wrong: str
+
+
+MISTAKES = {
+    "gates i and f swapped": Mistake(
+        "cells/lstm.py", "i, f, g, o = jnp.split", "f, i, g, o = jnp.split"
+    ),
+    "gates g and o swapped": Mistake(
+        "cells/lstm.py", "i, f, g, o = jnp.split", "i, f, o, g = jnp.split"
+    ),
+    "gates r and z swapped": Mistake(
+        "cells/gru.py", "x_r, x_z, x_n = jnp.split", "x_z, x_r, x_n = jnp.split"
+    ),
+    "z flipped": Mistake(
+        "cells/gru.py",
+        "((1 - z) * n + z * carry.astype(z.dtype))",
+        "(z * n + (1 - z) * carry.astype(z.dtype))",
+    ),
+    "b_hn outside r * (...)": Mistake(
+        "cells/gru.py",
+        "n = jnp.tanh(x_n + r * h_n)",
+        "b_n = params.b_hh[-h_n.shape[-1]:] if params.b_hh is not None else 0\n"
+        "        n = jnp.tanh(x_n + b_n + r * (h_n - b_n))",
+    ),
+    "reset before the matmul": Mistake(
+        "cells/gru.py",
+        "n = jnp.tanh(x_n + r * h_n)",
+        "h_n = project((r * carry.astype(r.dtype)).astype(x.dtype), params.w_hh, params.b_hh)"
+        "[..., -r.shape[-1]:]\n        n = jnp.tanh(x_n + h_n)",
+    ),
+    "LSTM drops b_hh": Mistake("cells/lstm.py", "params.w_hh, params.b_hh)", "params.w_hh)"),
+    "RNN drops b_ih": Mistake("cells/rnn.py", "params.w_ih, params.b_ih)", "params.w_ih)"),
+    "hidden forget gate + 1": Mistake(
+        "cells/lstm.py", "jax.nn.sigmoid(f) * carry.c", "jax.nn.sigmoid(f + 1) * carry.c"
+    ),
+    "c carried in 16 bit": Mistake(
+        "cells/lstm.py",
+        "return LSTMCarry(h, c), h",
+        "return LSTMCarry(h, c.astype(x.dtype).astype(c.dtype)), h",
+    ),
+    "products summed in 16 bit": Mistake(
+        "cells/base.py",
+        "jnp.matmul(x, weight, preferred_element_type=dtype)",
+        "jnp.matmul(x, weight).astype(dtype)",
+    ),
+    "lengths ignored": Mistake(
+        "torch_shape.py", "return lengths_to_mask(lengths, shape[0])", "return None"
+    ),
+    "padded outputs repeated": Mistake(
+        "ops/reference.py",
+        "y = zero_padding(valid, y)",
+        "y = where_valid(valid, y, jax.tree.leaves(carry)[0].astype(y.dtype))"
+        " if jax.tree.leaves(carry)[0].shape == y.shape else y",
+    ),
+    "carry not frozen": Mistake(
+        "ops/reference.py", "new_carry = where_valid(valid, new_carry, carry)", "pass"
+    ),
+    "padded inputs not zeroed": Mistake(
+        "recurrence.py", "zero_padding(mask, xs), mask=mask", "xs, mask=mask"
+    ),
+    "backward direction runs forward": Mistake(
+        "layers.py", "reverse=not reverse", "reverse=reverse"
+    ),
+    "directions concatenated the wrong way round": Mistake(
+        "layers.py", "[forward_ys, backward_ys]", "[backward_ys, forward_ys]"
+    ),
+    "states ordered direction-major": Mistake(
+        "torch_shape.py",
+        "states = [state for entry in carry for state in _directions(entry)]",
+        "states = [state for group in zip(*map(_directions, carry)) for state in group]",
+    ),
+    "h0 used for layer 0 only": Mistake(
+        "torch_shape.py", "lambda s, i=i: s[i], hx)", "lambda s, i=i: s[i] * (i == 0), hx)"
+    ),
+    "dropout on the last layer, too": Mistake(
+        "layers.py",
+        "return tuple(new_carry), xs\n\n\n@",
+        "return tuple(new_carry), xs if key is None else _drop(key, xs, self.dropout)\n\n\n@",
+    ),
+    "dropout not scaled": Mistake("layers.py", "values / (1 - rate)", "values"),
+    "initial range by proj_size": Mistake(
+        "cells/lstm.py",
+        "                self.hidden_size,\n                dtype,",
+        "                self.output_size,\n                dtype,",
+    ),
+    "torch weights not transposed back": Mistake(
+        "interop/torch.py",
+        'np.array(array.T, order="C")',
+        'np.array(array.reshape(array.shape[::-1]), order="C")',
+    ),
+}
+
+
+def tests_notice(mistake: Mistake) -> bool:
+    """Whether the tests fail on a copy of the project with this mistake."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name in ("seqjax", "tests"):
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        file = copy / "seqjax" / mistake.file
+        source = file.read_text()
+        if mistake.right not in source:
+            raise SystemExit(f"{mistake.file} has no {mistake.right!r} any more: adapt MISTAKES")
+        file.write_text(source.replace(mistake.right, mistake.wrong))
+        environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "tests",
+                   "--ignore-glob=*example*", "--ignore-glob=*documentation*"]  # fmt: skip
+        run = subprocess.run(
+            command, cwd=copy, env=environment, capture_output=True, text=True, check=False
+        )
+    if run.returncode not in (0, 1):
+        raise SystemExit(f"pytest broke down instead of failing:\n{run.stdout}\n{run.stderr}")
+    return run.returncode == 1
+
+
+def main() -> None:
+    """Tries every mistake, or those named, two at a time."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="mistakes to try (default: all)")
+    names = parser.parse_args().names or list(MISTAKES)
+    if unknown := set(names) - set(MISTAKES):
+        parser.error(f"unknown {sorted(unknown)}; expected some of {list(MISTAKES)}")
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        noticed = pool.map(lambda name: tests_notice(MISTAKES[name]), names)
+        missed = []
+        for name, was_noticed in zip(names, noticed, strict=True):
+            print(f"{'noticed' if was_noticed else 'MISSED '}  {name}", flush=True)
+            if not was_noticed:
+                missed.append(name)
+    print(f"{len(names) - len(missed)} of {len(names)} mistakes noticed")
+    sys.exit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()
