@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from seqjax.cells.base import Carry, Layer, Params, exportable
+from seqjax.cells.base import Carry, Layer, Params, check_layer, exportable
 
 
 @exportable
@@ -63,7 +63,7 @@ class Stack(Layer):
         if not layers:
             raise ValueError("Stack needs at least one layer, got none")
         for index, layer in enumerate(layers):
-            _check_layer(f"layers[{index}]", layer)
+            check_layer(f"layers[{index}]", layer)
         for index, (below, above) in enumerate(itertools.pairwise(layers)):
             if below.output_size != above.input_size:
                 raise ValueError(
@@ -153,8 +153,8 @@ class Bidirectional(Layer):
     input_size: int = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        _check_layer("forward", self.forward)
-        _check_layer("backward", self.backward)
+        check_layer("forward", self.forward)
+        check_layer("backward", self.backward)
         if self.forward.input_size != self.backward.input_size:
             raise ValueError(
                 "forward and backward read the same input, but their input_size differs: "
@@ -224,14 +224,6 @@ def check_dropout(dropout: object) -> None:
         raise ValueError(
             "dropout should be a number in range [0, 1] representing the probability of an "
             f"element being zeroed, got: {dropout!r}"
-        )
-
-
-def _check_layer(name: str, layer: object) -> None:
-    if not isinstance(layer, Layer):
-        raise TypeError(
-            f"{name} should be a seqjax layer (a cell, Stack or Bidirectional), "
-            f"got: {type(layer).__name__}"
         )
 
 

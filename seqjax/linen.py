@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.core import Scope
 from jax.typing import ArrayLike, DTypeLike
 
 from seqjax import cells, torch_shape
-from seqjax.cells.base import Carry, Cell, Layer, Params
+from seqjax.cells.base import Carry, Cell, Layer, Params, check_layer, check_type
+from seqjax.cells.rnn import check_nonlinearity
 from seqjax.interop.torch import load_params, params_to_torch, torch_dtype
 from seqjax.layers import Stack
 from seqjax.parameter_names import params_from_dict, params_to_dict
@@ -84,6 +86,19 @@ class _Parameters(nn.Module):
     dtype: DTypeLike | None = dataclasses.field(default=None, kw_only=True)
     param_dtype: DTypeLike = dataclasses.field(default=jnp.float32, kw_only=True)
 
+    def __post_init__(self) -> None:
+        # Where the arguments are given, not at the first call; and not in the copies that Flax
+        # makes for each call, which would warn again.
+        if not isinstance(self.parent, Scope):
+            self._check()
+        super().__post_init__()
+
+    @nn.nowrap
+    def _check(self) -> None:
+        """Raises for arguments that do not make a layer."""
+        _ = self.layer
+
+    @nn.nowrap
     def _params(self) -> Params:
         layer = self.layer
 
@@ -102,6 +117,7 @@ class _OverSequences(_Parameters):
     implementation: str | None = dataclasses.field(default=None, kw_only=True)
     deterministic: bool | None = dataclasses.field(default=None, kw_only=True)
 
+    @nn.nowrap
     def _options(self, deterministic: bool | None) -> dict[str, Any]:
         key = None
         if self.layer.draws_dropout and not nn.merge_param(
@@ -141,6 +157,11 @@ class Recurrent(_OverSequences):
     layer: Layer
     batch_first: bool = dataclasses.field(default=False, kw_only=True)
 
+    @nn.nowrap
+    def _check(self) -> None:
+        check_layer("layer", self.layer)
+        check_type("batch_first", self.batch_first, bool)
+
     @nn.compact
     def __call__(
         self,
@@ -172,17 +193,11 @@ class Recurrent(_OverSequences):
 class _TorchModule(_Parameters):
     """A module that PyTorch has too: its arguments stand for a layer of the core."""
 
-    def __post_init__(self) -> None:
-        self._check()  # Raises where the arguments are given, not at the first call.
-        super().__post_init__()
-
-    def _check(self) -> None:
-        _ = self.layer
-
 
 class _TorchLayer(_OverSequences, _TorchModule):
     """`RNN`, `LSTM` and `GRU`: their call."""
 
+    @nn.nowrap
     def _check(self) -> None:
         torch_shape.check_arguments(
             input_size=self.input_size,
@@ -281,6 +296,7 @@ class LSTM(_TorchLayer):
     bidirectional: bool = False
     proj_size: int = 0
 
+    @nn.nowrap
     def _cell(self, input_size: int) -> Cell:
         return cells.LSTMCell(input_size, self.hidden_size, self.bias, self.proj_size)
 
@@ -314,6 +330,7 @@ class GRU(_TorchLayer):
     dropout: float = 0.0
     bidirectional: bool = False
 
+    @nn.nowrap
     def _cell(self, input_size: int) -> Cell:
         return cells.GRUCell(input_size, self.hidden_size, self.bias)
 
@@ -349,6 +366,12 @@ class RNN(_TorchLayer):
     dropout: float = 0.0
     bidirectional: bool = False
 
+    @nn.nowrap
+    def _check(self) -> None:
+        check_nonlinearity(self.nonlinearity)  # PyTorch looks at it first.
+        super()._check()
+
+    @nn.nowrap
     def _cell(self, input_size: int) -> Cell:
         return cells.RNNCell(input_size, self.hidden_size, self.bias, self.nonlinearity)
 

@@ -14,7 +14,8 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
 from seqjax import cells, torch_shape
-from seqjax.cells.base import Carry, Layer, Params
+from seqjax.cells.base import Carry, Layer, Params, check_layer, check_type
+from seqjax.cells.rnn import check_nonlinearity
 from seqjax.interop.torch import load_params, params_to_torch, torch_dtype
 from seqjax.layers import Stack
 from seqjax.parameter_names import params_from_dict, params_to_dict
@@ -30,6 +31,11 @@ class _Parameters(nnx.Module):
         self.dtype = dtype
         self.param_dtype = param_dtype
         for name, tree in params_to_dict(layer.init(rngs.params(), param_dtype)).items():
+            if hasattr(self, name):
+                raise ValueError(
+                    f"the layer has a parameter {name!r}, but {type(self).__name__} has an "
+                    "attribute of that name: call the parameter something else"
+                )
             setattr(self, name, nnx.data(jax.tree.map(nnx.Param, tree)))
 
     @property
@@ -101,15 +107,19 @@ class _OverSequences(_Parameters):
         implementation: str | None,
         rngs: nnx.Rngs,
     ) -> None:
-        super().__init__(layer, dtype, param_dtype, rngs)
         self.batch_first = batch_first
         self.implementation = implementation
         self.deterministic = False
         # Held only where something is drawn, so that no key lands among the saved state otherwise.
         self.rngs = nnx.data(rngs["dropout"].fork() if layer.draws_dropout else None)
+        super().__init__(layer, dtype, param_dtype, rngs)
 
     def set_view(self, deterministic: bool | None = None) -> None:
-        """For `nnx.view`: `deterministic=True` turns dropout off."""
+        """Sets the mode of a view that `nnx.view` makes.
+
+        Args:
+          deterministic: True turns dropout off.
+        """
         if deterministic is not None:
             self.deterministic = deterministic
 
@@ -175,6 +185,8 @@ class Recurrent(_OverSequences):
         implementation: str | None = None,
         rngs: nnx.Rngs,
     ) -> None:
+        check_layer("layer", layer)
+        check_type("batch_first", batch_first, bool)
         super().__init__(
             layer,
             batch_first=batch_first,
@@ -438,6 +450,7 @@ class RNN(_TorchLayer):
         implementation: str | None = None,
         rngs: nnx.Rngs,
     ) -> None:
+        check_nonlinearity(nonlinearity)  # PyTorch looks at it first.
         super().__init__(
             lambda size: cells.RNNCell(size, hidden_size, bias, nonlinearity),
             input_size,

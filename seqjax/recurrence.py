@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seqjax.cells.base import Carry, Layer, Params
+from seqjax.cells.base import Carry, Layer, Params, check_layer
 from seqjax.ops.dispatch import choose_implementation
 from seqjax.ops.masking import zero_padding
 
@@ -59,11 +59,7 @@ def scan(
     >>> ys.shape, carry.h.shape, bool((ys[4:, 1] == 0).all())
     ((7, 2, 5), (2, 5), True)
     """
-    if not isinstance(layer, Layer):
-        raise TypeError(
-            f"layer should be a seqjax layer (a cell, Stack or Bidirectional), "
-            f"got: {type(layer).__name__}"
-        )
+    check_layer("layer", layer)
     choose_implementation(implementation)
     xs = jnp.asarray(xs)
     _check_inputs(layer, params, xs)

@@ -225,6 +225,8 @@ def _in_compute_dtype(
                 "to which input and weights are then cast"
             )
         return params, x
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"{name}: dtype should be a floating dtype, got: {jnp.dtype(dtype)}")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{name}: input should have a floating dtype, got: {x.dtype}")
     return jax.tree.map(lambda p: p.astype(dtype), params), x.astype(dtype)
@@ -237,12 +239,13 @@ def _time_major_mask(
     if lengths is not None and mask is not None:
         raise ValueError("got both lengths and mask: expected at most one of them")
     if lengths is not None:
-        given = jnp.shape(lengths)
-        if given != shape[1:]:
+        made = lengths_to_mask(lengths, shape[0])
+        if made.shape != shape:
             raise ValueError(
-                f"lengths should have one entry a row: expected shape {shape[1:]}, got {given}"
+                "lengths should have one entry a row: "
+                f"expected shape {shape[1:]}, got {made.shape[1:]}"
             )
-        return lengths_to_mask(lengths, shape[0])
+        return made
     if mask is not None:
         mask = jnp.asarray(mask)
         expected = shape[1:] + shape[:1] if batch_first else shape
@@ -285,7 +288,9 @@ def _as_state(name: str, cell: Cell, hx: Any) -> Any:
             raise TypeError(f"{name}: hx should be an array h_0, got: {type(hx).__name__}")
         return jnp.asarray(hx)
     if not isinstance(hx, tuple | list) or len(hx) != 2 or any(state is None for state in hx):
-        got = f"{type(hx).__name__} of {len(hx)}" if isinstance(hx, tuple | list) else type(hx)
+        got = type(hx).__name__
+        if isinstance(hx, tuple | list):
+            got += f" of {len(hx)}: " + ", ".join(type(state).__name__ for state in hx)
         raise TypeError(f"{name}: hx should be a tuple of two arrays (h_0, c_0), got: {got}")
     return jax.tree.unflatten(structure, [jnp.asarray(state) for state in hx])
 

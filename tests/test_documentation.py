@@ -4,6 +4,7 @@ import importlib.util
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -18,6 +19,7 @@ def test_every_python_block_runs(page: Path) -> None:
     assert blocks, f"{page.name} has no python block"
     has_torch = importlib.util.find_spec("torch") is not None
     names: dict[str, object] = {}
-    for block in blocks:
-        if has_torch or "torch." not in block:
-            exec(compile(block, str(page), "exec"), names)
+    with jax.numpy_dtype_promotion("standard"):  # As a reader has it, and as optax needs it.
+        for block in blocks:
+            if has_torch or "torch." not in block:
+                exec(compile(block, str(page), "exec"), names)

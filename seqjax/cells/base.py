@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 
 from seqjax.initializers import torch_uniform
 from seqjax.ops.dispatch import choose_implementation
+from seqjax.ops.precision import accumulation_dtype
 
 Carry = Any
 """A pytree of arrays `(*batch, features)`: the state between two steps."""
@@ -97,12 +98,6 @@ def exportable(cls: type[NamedTupleType]) -> type[NamedTupleType]:
     return cls
 
 
-def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
-    """The dtype in which products of `dtype` are summed and gates computed: float32 at least."""
-    dtype = jnp.dtype(dtype)
-    return jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
-
-
 def project(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """`x @ weight + bias`, summed and returned in `accumulation_dtype(x.dtype)`."""
     dtype = accumulation_dtype(x.dtype)
@@ -120,6 +115,15 @@ def draw_weights(
         name: None if shape is None else init(subkey, shape, dtype)
         for subkey, (name, shape) in zip(keys, shapes.items(), strict=True)
     }
+
+
+def check_layer(name: str, value: object) -> None:
+    """Raises TypeError unless `value` is a layer."""
+    if not isinstance(value, Layer):
+        raise TypeError(
+            f"{name} should be a seqjax layer (a cell, Stack or Bidirectional), "
+            f"got: {type(value).__name__}"
+        )
 
 
 def check_type(name: str, value: object, expected: type) -> None:

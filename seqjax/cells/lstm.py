@@ -9,13 +9,13 @@ from jax.typing import DTypeLike
 
 from seqjax.cells.base import (
     Cell,
-    accumulation_dtype,
     check_positive,
     check_type,
     draw_weights,
     exportable,
     project,
 )
+from seqjax.ops.precision import accumulation_dtype
 
 
 @exportable

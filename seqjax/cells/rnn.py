@@ -61,13 +61,10 @@ class RNNCell(Cell):
     nonlinearity: str = "tanh"
 
     def __post_init__(self) -> None:
+        check_nonlinearity(self.nonlinearity)
         check_type("bias", self.bias, bool)
         check_positive("input_size", self.input_size)
         check_positive("hidden_size", self.hidden_size)
-        if self.nonlinearity not in NONLINEARITIES:
-            raise ValueError(
-                f"Unknown nonlinearity {self.nonlinearity!r}. Select from 'tanh' or 'relu'."
-            )
 
     @property
     def output_size(self) -> int:
@@ -101,3 +98,9 @@ class RNNCell(Cell):
         pre = project(x, params.w_ih, params.b_ih) + project(carry, params.w_hh, params.b_hh)
         h = NONLINEARITIES[self.nonlinearity](pre).astype(x.dtype)
         return h, h
+
+
+def check_nonlinearity(nonlinearity: str) -> None:
+    """Raises PyTorch's ValueError unless the nonlinearity is a known one."""
+    if nonlinearity not in NONLINEARITIES:
+        raise ValueError(f"Unknown nonlinearity {nonlinearity!r}. Select from 'tanh' or 'relu'.")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from seqjax.ops.masking import where_valid, zero_padding
+from seqjax.ops.precision import accumulation_dtype
 
 
 def scan(
@@ -27,10 +28,15 @@ def scan(
     Every order and mode of derivative works. A step whose mask is off leaves the carry as it was
     and emits zeros; a reversed scan therefore starts at each row's last valid step by itself.
     """
+    # The gradient of the parameters is a sum over time, which the scan forms in the dtype in which
+    # they enter it: 16-bit ones enter it widened. The step still sees their own dtype and values.
+    dtypes = jax.tree.map(lambda leaf: leaf.dtype, params)
+    wide_params = jax.tree.map(lambda leaf: leaf.astype(accumulation_dtype(leaf.dtype)), params)
 
     def body(carry: Any, inputs: tuple[jax.Array, jax.Array | None]) -> tuple[Any, jax.Array]:
         x, valid = inputs
-        new_carry, y = step(params, carry, x)
+        step_params = jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), wide_params, dtypes)
+        new_carry, y = step(step_params, carry, x)
         if valid is not None:
             new_carry = where_valid(valid, new_carry, carry)
             y = zero_padding(valid, y)
