@@ -31,7 +31,7 @@ class _Parameters(nnx.Module):
         self.dtype = dtype
         self.param_dtype = param_dtype
         for name, tree in params_to_dict(layer.init(rngs.params(), param_dtype)).items():
-            if hasattr(self, name):
+            if hasattr(type(self), name) or name in vars(self):
                 raise ValueError(
                     f"the layer has a parameter {name!r}, but {type(self).__name__} has an "
                     "attribute of that name: call the parameter something else"
