@@ -22,6 +22,9 @@ def torch_uniform(hidden_size: int) -> Initializer:
     Returns:
       An initializer `(key, shape, dtype) -> array`.
 
+    Raises:
+      ValueError: hidden_size is below 1.
+
     Source: `torch.nn.RNNBase.reset_parameters`, PyTorch 2.13.
 
     >>> import jax
@@ -29,6 +32,8 @@ def torch_uniform(hidden_size: int) -> Initializer:
     >>> bool(abs(init(jax.random.key(0), (100,), float)).max() <= 0.5)
     True
     """
+    if hidden_size < 1:
+        raise ValueError(f"hidden_size must be greater than zero, got: {hidden_size}")
     bound = 1.0 / math.sqrt(hidden_size)
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:

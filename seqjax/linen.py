@@ -36,6 +36,12 @@ def torch_state_dict(module: "_TorchModule", variables: Variables) -> dict[str, 
     Returns:
       NumPy arrays by PyTorch's names, in its order and layout. bfloat16, which NumPy lacks, comes
       as float32 without loss.
+
+    >>> import jax, jax.numpy as jnp, seqjax.linen
+    >>> gru = seqjax.linen.GRU(3, 5)
+    >>> variables = gru.init(jax.random.key(0), jnp.ones((7, 2, 3)))
+    >>> seqjax.linen.torch_state_dict(gru, variables)["weight_ih_l0"].shape
+    (15, 3)
     """
     return params_to_torch(params_from_dict(module.layer, variables["params"]))
 
@@ -52,6 +58,15 @@ def load_torch_state_dict(
 
     Raises:
       ValueError: entries are missing, unexpected or misshapen.
+
+    >>> import jax, jax.numpy as jnp, seqjax.linen
+    >>> gru, x = seqjax.linen.GRU(3, 5), jnp.ones((7, 2, 3))
+    >>> trained = gru.init(jax.random.key(0), x)
+    >>> state_dict = seqjax.linen.torch_state_dict(gru, trained)
+    >>> variables = gru.init(jax.random.key(1), x)
+    >>> variables = seqjax.linen.load_torch_state_dict(gru, variables, state_dict)
+    >>> bool((gru.apply(variables, x)[0] == gru.apply(trained, x)[0]).all())
+    True
     """
     params = params_from_dict(module.layer, variables["params"])
     loaded = load_params(type(module).__name__, params, state_dict)
@@ -69,6 +84,13 @@ def from_torch(torch_module: Any) -> tuple["_TorchModule", dict[str, Any]]:
 
     Raises:
       TypeError: it is another kind of module.
+
+    >>> import importlib.util, jax.numpy as jnp, seqjax.linen
+    >>> if importlib.util.find_spec("torch"):
+    ...     import torch
+    ...
+    ...     gru, variables = seqjax.linen.from_torch(torch.nn.GRU(3, 5))
+    ...     output, h_n = gru.apply(variables, jnp.ones((7, 2, 3)))
     """
     kinds = {kind.__name__: kind for kind in (RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell)}
     name = torch_shape.torch_kind(torch_module, kinds)

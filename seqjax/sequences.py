@@ -144,7 +144,7 @@ def unpad_sequence(
     >>> [row.tolist() for row in unpad_sequence(padded, [2, 3])]
     [[4, 5], [1, 2, 3]]
     """
-    padded = jnp.asarray(padded_sequences)
+    padded = _concrete_or_traced(padded_sequences)
     if padded.ndim < 2:
         raise ValueError(
             "padded_sequences should have at least 2 dimensions (T, batch, *features), "
@@ -157,14 +157,15 @@ def unpad_sequence(
             "of the results. Call it outside jit, or keep the padded array and a mask"
         )
     if not batch_first:
-        padded = jnp.swapaxes(padded, 0, 1)
+        padded = padded.swapaxes(0, 1)
     if checked.shape != padded.shape[:1]:
         raise ValueError(
             f"Expected `len(lengths)` to be equal to batch_size, but got shape {checked.shape} "
             f"(batch_size={padded.shape[0]})"
         )
     _check_range(checked, padded.shape[1])
-    return [row[:length] for row, length in zip(padded, checked.tolist(), strict=True)]
+    rows = zip(padded, checked.tolist(), strict=True)
+    return [jnp.asarray(row[:length]) for row, length in rows]
 
 
 def _concrete_or_traced(values: ArrayLike) -> np.ndarray | jax.Array:
@@ -176,6 +177,8 @@ def _concrete_or_traced(values: ArrayLike) -> np.ndarray | jax.Array:
 
 def _integer_array(lengths: ArrayLike) -> np.ndarray | jax.Array:
     array = _concrete_or_traced(lengths)
+    if array.size == 0:
+        return array.astype(jnp.int32)  # To NumPy an empty list is one of floats.
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"lengths should be of an integer dtype, got: {array.dtype}")
     return array

@@ -3,11 +3,13 @@
 import dataclasses
 import functools
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from cases import random_params
 from flax import nnx
 
@@ -15,6 +17,16 @@ import seqjax
 import seqjax.linen
 import seqjax.nnx
 from seqjax.parameter_names import params_to_dict
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation() -> Iterator[None]:
+    """For files that import it: less optimised programs, for compiling is nearly all they do."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
 
 SHELLS = ("nnx", "linen")
 LAYERS = ("RNN", "LSTM", "GRU")
@@ -25,9 +37,13 @@ class NnxModel:
     """A module of `seqjax.nnx` and its parameters."""
 
     def __init__(self, kind: str, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("rngs", nnx.Rngs(0))
-        self.module = getattr(seqjax.nnx, kind)(*args, **kwargs)
+        # Without drawing the weights, which come later: compiling that is most of the time.
+        self.module = nnx.eval_shape(
+            lambda: getattr(seqjax.nnx, kind)(*args, **kwargs, rngs=nnx.Rngs(0))
+        )
         self.layer = self.module.layer
+        if self.layer.draws_dropout:
+            self.module.rngs = nnx.data(nnx.RngStream(1, tag="dropout"))
 
     @property
     def params(self) -> dict[str, Any]:

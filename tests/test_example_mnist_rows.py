@@ -285,21 +285,17 @@ def test_smoke_draws_pictures_and_repeats_itself(
     assert printed[0] == printed[1]
 
 
-@pytest.mark.parametrize(
-    ("cell", "dtype", "num_layers"), [("gru", "bfloat16", "1"), ("rnn", "float16", "2")]
-)
-def test_runs_on_idx_files(
-    tmp_path: Path, capsys: pytest.CaptureFixture, cell: str, dtype: str, num_layers: str
-) -> None:
+def test_runs_on_idx_files(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     write_half(tmp_path, "train", 64, compress=True)
     write_half(tmp_path, "t10k", 20, compress=True)
     argv = ["--data-dir", str(tmp_path), "--out", str(tmp_path), "--epochs", "1"]
-    model = ["--cell", cell, "--dtype", dtype, "--num-layers", num_layers, "--hidden-size", "8"]
+    # An RNN, for its constructor is the one that differs from its siblings'.
+    model = ["--cell", "rnn", "--dtype", "bfloat16", "--num-layers", "2", "--hidden-size", "8"]
     mnist_rows.main([*argv, *model])
     text = capsys.readouterr().out
     assert "64 images to train on, 20 to test on: 6 steps of 5 numbers each" in text
     assert len(epochs(text)) == 1
-    assert f"{cell}: test accuracy" in text
+    assert "rnn: test accuracy" in text
 
 
 def test_predict_pads_the_last_batch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Every layer can be written to a file as a program, and read and run where seqjax is missing."""
+"""Every layer can be written to a file as a program for any platform, and read again and run."""
 
 import functools
 from typing import Any
@@ -86,7 +86,7 @@ def test_any_number_of_steps_and_rows(name: str) -> None:
 
 
 def test_exported_program_has_gradients() -> None:
-    """Asked for when writing; the reader differentiates without seqjax."""
+    """Asked for when writing; the reader then differentiates what was written."""
     layer = cases.LAYERS["gru"]
     case_shape, _ = symbolic(layer, time="_")
     exported = through_a_file(functools.partial(seqjax.scan, layer), *case_shape[:3], vjp_order=1)

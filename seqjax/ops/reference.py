@@ -42,19 +42,25 @@ def scan(
             y = zero_padding(valid, y)
         return new_carry, y
 
-    carry = _vary_over_mesh_like(carry, (params, xs, mask))
+    carry = _typed_as_result(body, carry, (xs, mask), params)
     return lax.scan(body, carry, (xs, mask), reverse=reverse, unroll=unroll)
 
 
-def _vary_over_mesh_like(carry: Any, operands: Any) -> Any:
-    """Makes the carry vary over every mesh axis that some operand varies over.
+def _typed_as_result(body: Callable[..., Any], carry: Any, inputs: Any, params: Any) -> Any:
+    """The carry with the sharding type that `body` returns it with.
 
-    Inside `jax.shard_map` a scan's carry has to enter with the type that it leaves with; zeros, or
-    a replicated state, that meet sharded inputs would not. A select between twice the same value
-    takes its predicate's axes on, and XLA removes it.
+    A scan's carry has to enter with the type that it leaves with. Zeros, or a replicated state,
+    that meet inputs sharded by `jax.shard_map` or over a mesh with explicit axes would not.
     """
-    if not jax.sharding.get_abstract_mesh().manual_axes:
-        return carry
-    predicates = [jnp.any(leaf == leaf) for leaf in jax.tree.leaves((carry, operands))]
-    predicate = functools.reduce(operator.or_, predicates)
-    return jax.tree.map(lambda leaf: lax.select(predicate, leaf, leaf), carry)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.manual_axes:
+        # A select between twice the same value takes on its predicate's axes; XLA removes it.
+        predicates = [jnp.any(leaf == leaf) for leaf in jax.tree.leaves((carry, inputs, params))]
+        predicate = functools.reduce(operator.or_, predicates)
+        return jax.tree.map(lambda leaf: lax.select(predicate, leaf, leaf), carry)
+    if mesh.explicit_axes:
+        first_inputs = jax.tree.map(lambda leaf: leaf[0], inputs)
+        result, _ = jax.eval_shape(body, carry, first_inputs)
+        reshard: Callable[..., jax.Array] = jax.sharding.reshard
+        return jax.tree.map(lambda leaf, like: reshard(leaf, like.sharding.spec), carry, result)
+    return carry

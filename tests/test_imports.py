@@ -1,0 +1,171 @@
+"""What imports what, what `import seqjax` loads, and whether every public name has an example."""
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import seqjax
+import seqjax.interop
+import seqjax.linen
+import seqjax.nnx
+
+PACKAGE = Path(seqjax.__file__).parent
+
+RANKS = {
+    "initializers": 0,
+    "sequences": 0,
+    "ops": 0,
+    "cells": 1,
+    "layers": 2,
+    "recurrence": 3,
+    "interop": 4,
+    "parameter_names": 4,
+    "torch_shape": 4,
+    "linen": 5,
+    "nnx": 5,
+}
+"""A part of seqjax (a module or a folder) imports only itself and parts of lower rank."""
+
+MAY_IMPORT_FLAX = {"linen", "nnx"}
+MAY_BE_IMPORTED = {"flax", "jax", "numpy", "seqjax", *sys.stdlib_module_names}
+"""Everything that seqjax depends on. torch is not among it: tensors come in, and nothing else."""
+
+SOURCES = [path.relative_to(PACKAGE) for path in sorted(PACKAGE.rglob("*.py"))]
+MODULES = [path for path in SOURCES if path != Path("__init__.py")]
+
+
+def part_of(path: Path) -> str:
+    """The part that a source file belongs to: its folder, or its own name."""
+    return path.parts[0].removesuffix(".py")
+
+
+def imported_modules(source: str, package: str) -> Iterator[str]:
+    """Full names of what some source imports, at its top or further down."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) + 1 - node.level]
+                base = ".".join([*parents, base]).rstrip(".")
+            # A name may be a module, or something inside of the module.
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def imports_of(path: Path) -> set[str]:
+    package = ".".join(["seqjax", *path.parts[:-1]])
+    return set(imported_modules((PACKAGE / path).read_text(), package))
+
+
+class TestDirections:
+    @pytest.mark.parametrize("path", MODULES, ids=str)
+    def test_no_import_runs_backward(self, path: Path) -> None:
+        part = part_of(path)
+        assert part in RANKS, f"{part} is new: give it a rank"
+        for name in imports_of(path):
+            top, *rest = name.split(".")
+            if top != "seqjax":
+                continue
+            imported = rest[0] if rest else ""
+            assert imported in RANKS, f"{path} imports {name}: import the module that has it"
+            assert imported == part or RANKS[imported] < RANKS[part], f"{path} imports {name}"
+
+    @pytest.mark.parametrize("path", SOURCES, ids=str)
+    def test_nothing_foreign(self, path: Path) -> None:
+        allowed = MAY_BE_IMPORTED - (set() if part_of(path) in MAY_IMPORT_FLAX else {"flax"})
+        assert {name.split(".")[0] for name in imports_of(path)} <= allowed
+
+    def test_every_rank_is_used(self) -> None:
+        assert {part_of(path) for path in MODULES} == RANKS.keys()
+
+    @pytest.mark.parametrize(
+        ("source", "expected"),
+        [
+            ("import seqjax.nnx as n", {"seqjax.nnx"}),
+            ("from seqjax import nnx, linen", {"seqjax.nnx", "seqjax.linen"}),
+            ("from seqjax.nnx import LSTM", {"seqjax.nnx.LSTM"}),
+            ("from . import gru", {"seqjax.cells.gru"}),
+            ("from .gru import GRUCell", {"seqjax.cells.gru.GRUCell"}),
+            ("from ..layers import Stack", {"seqjax.layers.Stack"}),
+            ("def f():\n    import torch", {"torch"}),
+        ],
+    )
+    def test_imports_are_found(self, source: str, expected: set[str]) -> None:
+        """The walk itself."""
+        assert set(imported_modules(source, "seqjax.cells")) == expected
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has after a statement."""
+    program = f"{statement}; import sys; print(*{{name.split('.')[0] for name in sys.modules}})"
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True
+    )
+    return set(run.stdout.split())
+
+
+class TestLoading:
+    def test_core_loads_no_flax(self) -> None:
+        loaded = loaded_by("import seqjax, seqjax.interop")
+        assert "jax" in loaded
+        assert not loaded & {"flax", "torch", "optax", "chex", "keras", "hypothesis", "pytest"}
+
+    def test_shells_load_no_torch(self) -> None:
+        loaded = loaded_by("import seqjax.nnx, seqjax.linen")
+        assert "flax" in loaded
+        assert not loaded & {"torch", "keras", "hypothesis", "pytest"}
+
+
+def public_names() -> Iterator[Any]:
+    """Every class and function that users import, once."""
+    for module in (seqjax, seqjax.interop, seqjax.initializers, seqjax.nnx, seqjax.linen):
+        for name, value in vars(module).items():
+            if name.startswith("_") or not (inspect.isclass(value) or inspect.isfunction(value)):
+                continue
+            # The shells' other names are what they import.
+            if module in (seqjax, seqjax.interop) or value.__module__ == module.__name__:
+                yield pytest.param(value, id=f"{module.__name__}.{name}")
+
+
+class TestDocumentation:
+    @pytest.mark.parametrize("value", [*public_names()])
+    def test_public_name_has_an_example(self, value: Any) -> None:
+        documentation = inspect.getdoc(value) or ""
+        assert value.__doc__, "no docstring"
+        if not hasattr(value, "_fields"):  # NamedTuples are seen in their layers' examples.
+            assert ">>> " in documentation
+
+    @pytest.mark.parametrize("path", SOURCES, ids=str)
+    def test_module_has_a_docstring(self, path: Path) -> None:
+        assert ast.get_docstring(ast.parse((PACKAGE / path).read_text()))
+
+    def test_names_are_found(self) -> None:
+        """The walk itself."""
+        ids = {parameter.id for parameter in public_names()}
+        assert {"seqjax.scan", "seqjax.Stack", "seqjax.nnx.LSTM", "seqjax.linen.GRUCell",
+                "seqjax.interop.params_from_torch", "seqjax.initializers.torch_uniform",
+                "seqjax.linen.from_torch"} <= ids  # fmt: skip
+        assert not any("flax" in name or "Any" in name for name in ids)
+
+
+PUBLIC_NAMES = {
+    "seqjax": "RNNCell LSTMCell GRUCell Stack Bidirectional Cell Layer scan lengths_to_mask "
+    "mask_to_lengths pad_sequence unpad_sequence initializers interop",
+    "seqjax.nnx": "RNN LSTM GRU RNNCell LSTMCell GRUCell Recurrent",
+    "seqjax.linen": "RNN LSTM GRU RNNCell LSTMCell GRUCell Recurrent",
+    "seqjax.interop": "params_from_torch params_to_torch",
+}
+
+
+@pytest.mark.parametrize("module", PUBLIC_NAMES)
+def test_public_names_are_there(module: str) -> None:
+    loaded = importlib.import_module(module)
+    assert [name for name in PUBLIC_NAMES[module].split() if not hasattr(loaded, name)] == []

@@ -1,0 +1,179 @@
+"""Data parallelism: a batch spread over devices gives what one device gives.
+
+Devices have to be made before JAX starts, so the test runs this file as a program of its own.
+"""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import cases
+import contract
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import seqjax
+
+DEVICES = 4
+ROWS = 2 * DEVICES
+MASK = np.concatenate([contract.MASK, contract.MASK[:, : ROWS - contract.ROWS]], axis=1)
+
+BATCH, TIME_BATCH, REPLICATED = P("data"), P(None, "data"), P()
+
+
+def shard_map(function: Any, mesh: Any, in_specs: Any, out_specs: Any) -> Any:
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs)
+
+
+def check_values_and_gradients(layer: seqjax.Layer, mesh: Any, *, reverse: bool = False) -> None:
+    """Inputs, mask and state sharded over rows; parameters on every device."""
+    case = contract.make_case(layer, (ROWS,))
+    run = functools.partial(seqjax.scan, layer, reverse=reverse)
+    sharded = shard_map(
+        lambda params, xs, carry, mask: run(params, xs, carry, mask=mask),
+        mesh,
+        (REPLICATED, TIME_BATCH, BATCH, TIME_BATCH),
+        (BATCH, TIME_BATCH),
+    )
+
+    @contract.quick_jit
+    def evaluate(case: contract.Case) -> contract.Evaluation:
+        (carry, ys), pullback = jax.vjp(lambda *args: sharded(*args, MASK), *case[:3])
+        return contract.Evaluation(carry, ys, contract.Case(*pullback(case.cotangents), None))
+
+    got = evaluate(case)
+    assert got.ys.sharding.is_equivalent_to(NamedSharding(mesh, TIME_BATCH), 3)
+    contract.assert_close(
+        jax.device_get(got), contract.evaluate(layer, case, MASK, reverse=reverse)
+    )
+
+
+def check_without_mask_and_state(layer: seqjax.Layer, mesh: Any) -> None:
+    """The zero state is made inside, where it does not vary over devices but the inputs do."""
+    case = contract.make_case(layer, (ROWS,))
+    run = functools.partial(seqjax.scan, layer)
+    sharded = shard_map(run, mesh, (REPLICATED, TIME_BATCH), (BATCH, TIME_BATCH))
+    expected = contract.quick_jit(run)(*case[:2])
+    contract.assert_close(contract.quick_jit(sharded)(*case[:2]), expected)
+
+
+def check_only_the_mask_is_sharded(layer: seqjax.Layer, mesh: Any) -> None:
+    """One row of inputs and one state for everyone, as where only lengths differ."""
+    case = contract.make_case(layer, (1,))
+    mask = np.arange(contract.STEPS)[:, None] < np.arange(1, DEVICES + 1)
+    sharded = shard_map(
+        lambda params, xs, carry, mask: seqjax.scan(layer, params, xs, carry, mask=mask),
+        mesh,
+        (REPLICATED, REPLICATED, REPLICATED, TIME_BATCH),
+        (BATCH, TIME_BATCH),
+    )
+    got = contract.quick_jit(sharded)(*case[:3], mask)
+    xs = np.repeat(case.xs, DEVICES, axis=1)
+    carry = jax.tree.map(lambda leaf: np.repeat(leaf, DEVICES, axis=0), case.carry)
+    run = contract.quick_jit(functools.partial(seqjax.scan, layer))
+    contract.assert_close(got, run(case.params, xs, carry, mask=mask))
+
+
+def check_training_step(layer: seqjax.Layer, mesh: Any) -> None:
+    """Gradients taken inside, on each device's rows, are summed over devices."""
+    case = contract.make_case(layer, (ROWS,))
+
+    def gradients(params: Any, xs: Any) -> Any:
+        return jax.grad(lambda params: (seqjax.scan(layer, params, xs)[1] ** 2).sum())(params)
+
+    sharded = shard_map(gradients, mesh, (REPLICATED, TIME_BATCH), REPLICATED)
+    expected = contract.quick_jit(gradients)(*case[:2])
+    contract.assert_close(contract.quick_jit(sharded)(*case[:2]), expected)
+
+
+def check_plain_jit(layer: seqjax.Layer, mesh: Any) -> None:
+    """Without `shard_map`: jit of sharded arrays keeps them sharded."""
+    case = contract.make_case(layer, (ROWS,))
+    run = functools.partial(seqjax.scan, layer)
+    expected = contract.quick_jit(run)(*case[:3], mask=MASK)
+    put = functools.partial(jax.device_put, device=NamedSharding(mesh, TIME_BATCH))
+    rows = functools.partial(jax.device_put, device=NamedSharding(mesh, BATCH))
+    params = jax.device_put(case.params, NamedSharding(mesh, REPLICATED))
+    carry, ys = contract.quick_jit(run)(
+        params, put(case.xs), jax.tree.map(rows, case.carry), mask=put(MASK)
+    )
+    assert ys.sharding.is_equivalent_to(NamedSharding(mesh, TIME_BATCH), 3), ys.sharding
+    contract.assert_close((carry, ys), expected)
+
+
+def check_explicit_mesh(layer: seqjax.Layer, mesh: Any) -> None:
+    """Where arrays carry their sharding in their type, which is how JAX makes a mesh by default."""
+    case = contract.make_case(layer, (ROWS,))
+    run = functools.partial(seqjax.scan, layer)
+    expected = contract.quick_jit(run)(*case[:2], mask=MASK)
+    explicit = jax.make_mesh((DEVICES,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(explicit):
+        params = jax.device_put(case.params, REPLICATED)
+        xs, mask = jax.device_put((case.xs, MASK), TIME_BATCH)
+        carry, ys = contract.quick_jit(run)(params, xs, mask=mask)
+        assert jax.typeof(ys).sharding.spec == P(None, "data", None)
+    contract.assert_close(jax.device_get((carry, ys)), jax.device_get(expected))
+
+
+LSTM = cases.LAYERS["lstm"]
+BIDIRECTIONAL = cases.LAYERS["stack_bidirectional"]
+CHECKS = {
+    **{
+        f"shard_map of {name}": functools.partial(check_values_and_gradients, layer)
+        for name, layer in cases.LAYERS.items()
+        if "no_bias" not in name
+    },
+    "shard_map in reverse": functools.partial(check_values_and_gradients, LSTM, reverse=True),
+    "no mask, no state": functools.partial(check_without_mask_and_state, BIDIRECTIONAL),
+    "only the mask sharded": functools.partial(check_only_the_mask_is_sharded, LSTM),
+    "training step": functools.partial(check_training_step, LSTM),
+    "plain jit": functools.partial(check_plain_jit, LSTM),
+    "explicit mesh": functools.partial(check_explicit_mesh, BIDIRECTIONAL),
+}
+
+
+def main() -> None:
+    """Runs every check and prints, as JSON, what went wrong with each."""
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    if len(jax.devices()) != DEVICES:
+        sys.exit(f"expected {DEVICES} devices, got {jax.devices()}")
+    mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    problems = {}
+    for name, check in CHECKS.items():
+        try:
+            check(mesh=mesh)
+            problems[name] = ""
+        except Exception:  # Reported by the test of this name.
+            problems[name] = traceback.format_exc()
+    print(json.dumps(problems))
+
+
+@pytest.fixture(scope="module")
+def problems() -> dict[str, str]:
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
+        "JAX_PLATFORMS": "cpu",
+    }
+    program = subprocess.run(
+        [sys.executable, "-W", "error", Path(__file__)],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert program.returncode == 0, program.stdout + program.stderr
+    return json.loads(program.stdout)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_equals_single_device(name: str, problems: dict[str, str]) -> None:
+    assert not problems[name], problems[name]
+
+
+if __name__ == "__main__":
+    main()
