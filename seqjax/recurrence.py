@@ -77,9 +77,10 @@ def scan(
     )  # fmt: skip
 
 
-# Compiled here, too, so that a call outside jit neither traces nor compiles a second time.
+# Compiled here, too, so that a call outside jit, or its gradient, compiles once. Not inlined into
+# what calls it: the gradient of an inlined loop would compile anew every time.
 @functools.partial(
-    jax.jit, static_argnums=0, static_argnames=("reverse", "unroll", "implementation"), inline=True
+    jax.jit, static_argnums=0, static_argnames=("reverse", "unroll", "implementation")
 )
 def _scan(
     layer: Layer,

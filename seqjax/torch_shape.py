@@ -191,12 +191,17 @@ def torch_kind(torch_module: Any, kinds: Iterable[str]) -> str:
     Raises:
       TypeError: none of them.
     """
-    bases = {base.__name__ for base in type(torch_module).__mro__}
+    bases = {
+        base.__name__
+        for base in type(torch_module).__mro__
+        if base.__module__.partition(".")[0] == "torch"
+    }
     for kind in kinds:
         if kind in bases:
             return kind
     expected = " or ".join(f"torch.nn.{kind}" for kind in kinds)
-    raise TypeError(f"expected a {expected}, got: {type(torch_module).__name__}")
+    got = type(torch_module)
+    raise TypeError(f"expected a {expected}, got: {got.__module__}.{got.__name__}")
 
 
 def torch_arguments(torch_module: Any, kind: type) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Settings for every test: strict dtype promotion, and 64-bit types where a test asks for them."""
+"""Settings for every test: strict dtype promotion, quick compilation, 64-bit types on request."""
 
 from collections.abc import Iterator
 
@@ -6,6 +6,8 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+# Thousands of small programs run once each: what takes time is compiling them.
+jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture

@@ -2,8 +2,9 @@
 
 Run: python tests/mutation_check.py [NAME ...]
 
-Each mistake is a piece of the source and what stands in its place. The tests run on the copy until
-the first failure. A mistake that they let pass, or whose piece of source is gone, fails the check.
+Each mistake is a piece of the source, what stands in its place, and the file of tests that should
+notice, which runs on the copy until the first failure. A mistake that the tests let pass, or whose
+piece of source is gone, fails the check.
 """
 
 import argparse
@@ -20,99 +21,155 @@ ROOT = Path(__file__).parent.parent
 
 
 class Mistake(NamedTuple):
-    """In `file`, `right` becomes `wrong`."""
+    """In `file`, `right` becomes `wrong`; the tests in `tests` should fail."""
 
     file: str
     right: str
     wrong: str
+    tests: str
 
 
 MISTAKES = {
     "gates i and f swapped": Mistake(
-        "cells/lstm.py", "i, f, g, o = jnp.split", "f, i, g, o = jnp.split"
+        "cells/lstm.py",
+        "i, f, g, o = jnp.split",
+        "f, i, g, o = jnp.split",
+        "golden",
     ),
     "gates g and o swapped": Mistake(
-        "cells/lstm.py", "i, f, g, o = jnp.split", "i, f, o, g = jnp.split"
+        "cells/lstm.py",
+        "i, f, g, o = jnp.split",
+        "i, f, o, g = jnp.split",
+        "golden",
     ),
     "gates r and z swapped": Mistake(
-        "cells/gru.py", "x_r, x_z, x_n = jnp.split", "x_z, x_r, x_n = jnp.split"
+        "cells/gru.py",
+        "x_r, x_z, x_n = jnp.split",
+        "x_z, x_r, x_n = jnp.split",
+        "golden",
     ),
     "z flipped": Mistake(
         "cells/gru.py",
         "((1 - z) * n + z * carry.astype(z.dtype))",
         "(z * n + (1 - z) * carry.astype(z.dtype))",
+        "golden",
     ),
-    "b_hn outside r * (...)": Mistake(
+    "b_hn outside r": Mistake(
         "cells/gru.py",
         "n = jnp.tanh(x_n + r * h_n)",
         "b_n = params.b_hh[-h_n.shape[-1]:] if params.b_hh is not None else 0\n"
         "        n = jnp.tanh(x_n + b_n + r * (h_n - b_n))",
+        "golden",
     ),
     "reset before the matmul": Mistake(
         "cells/gru.py",
         "n = jnp.tanh(x_n + r * h_n)",
         "h_n = project((r * carry.astype(r.dtype)).astype(x.dtype), params.w_hh, params.b_hh)"
         "[..., -r.shape[-1]:]\n        n = jnp.tanh(x_n + h_n)",
+        "golden",
     ),
-    "LSTM drops b_hh": Mistake("cells/lstm.py", "params.w_hh, params.b_hh)", "params.w_hh)"),
-    "RNN drops b_ih": Mistake("cells/rnn.py", "params.w_ih, params.b_ih)", "params.w_ih)"),
+    "LSTM drops b_hh": Mistake(
+        "cells/lstm.py",
+        "params.w_hh, params.b_hh)",
+        "params.w_hh)",
+        "golden",
+    ),
+    "RNN drops b_ih": Mistake(
+        "cells/rnn.py",
+        "params.w_ih, params.b_ih)",
+        "params.w_ih)",
+        "golden",
+    ),
     "hidden forget gate + 1": Mistake(
-        "cells/lstm.py", "jax.nn.sigmoid(f) * carry.c", "jax.nn.sigmoid(f + 1) * carry.c"
+        "cells/lstm.py",
+        "jax.nn.sigmoid(f) * carry.c",
+        "jax.nn.sigmoid(f + 1) * carry.c",
+        "golden",
     ),
     "c carried in 16 bit": Mistake(
         "cells/lstm.py",
         "return LSTMCarry(h, c), h",
         "return LSTMCarry(h, c.astype(x.dtype).astype(c.dtype)), h",
+        "cells",
     ),
     "products summed in 16 bit": Mistake(
         "cells/base.py",
         "jnp.matmul(x, weight, preferred_element_type=dtype)",
         "jnp.matmul(x, weight).astype(dtype)",
+        "cells",
     ),
     "lengths ignored": Mistake(
-        "torch_shape.py", "return lengths_to_mask(lengths, shape[0])", "return None"
+        "torch_shape.py",
+        "        return made\n",
+        "        return None\n",
+        "golden",
     ),
     "padded outputs repeated": Mistake(
         "ops/reference.py",
         "y = zero_padding(valid, y)",
         "y = where_valid(valid, y, jax.tree.leaves(carry)[0].astype(y.dtype))"
         " if jax.tree.leaves(carry)[0].shape == y.shape else y",
+        "golden",
     ),
     "carry not frozen": Mistake(
-        "ops/reference.py", "new_carry = where_valid(valid, new_carry, carry)", "pass"
+        "ops/reference.py",
+        "new_carry = where_valid(valid, new_carry, carry)",
+        "pass",
+        "golden",
     ),
     "padded inputs not zeroed": Mistake(
-        "recurrence.py", "zero_padding(mask, xs), mask=mask", "xs, mask=mask"
+        "recurrence.py",
+        "zero_padding(mask, xs), mask=mask",
+        "xs, mask=mask",
+        "contract",
     ),
     "backward direction runs forward": Mistake(
-        "layers.py", "reverse=not reverse", "reverse=reverse"
+        "layers.py",
+        "reverse=not reverse",
+        "reverse=reverse",
+        "golden",
     ),
     "directions concatenated the wrong way round": Mistake(
-        "layers.py", "[forward_ys, backward_ys]", "[backward_ys, forward_ys]"
+        "layers.py",
+        "[forward_ys, backward_ys]",
+        "[backward_ys, forward_ys]",
+        "golden",
     ),
     "states ordered direction-major": Mistake(
         "torch_shape.py",
         "states = [state for entry in carry for state in _directions(entry)]",
         "states = [state for group in zip(*map(_directions, carry)) for state in group]",
+        "golden",
     ),
     "h0 used for layer 0 only": Mistake(
-        "torch_shape.py", "lambda s, i=i: s[i], hx)", "lambda s, i=i: s[i] * (i == 0), hx)"
+        "torch_shape.py",
+        "lambda s, i=i: s[i], hx)",
+        "lambda s, i=i: s[i] * (i == 0), hx)",
+        "golden",
     ),
     "dropout on the last layer, too": Mistake(
         "layers.py",
         "return tuple(new_carry), xs\n\n\n@",
         "return tuple(new_carry), xs if key is None else _drop(key, xs, self.dropout)\n\n\n@",
+        "dropout",
     ),
-    "dropout not scaled": Mistake("layers.py", "values / (1 - rate)", "values"),
+    "dropout not scaled": Mistake(
+        "layers.py",
+        "values / (1 - rate)",
+        "values",
+        "dropout",
+    ),
     "initial range by proj_size": Mistake(
         "cells/lstm.py",
         "                self.hidden_size,\n                dtype,",
         "                self.output_size,\n                dtype,",
+        "initial_distribution",
     ),
     "torch weights not transposed back": Mistake(
         "interop/torch.py",
         'np.array(array.T, order="C")',
         'np.array(array.reshape(array.shape[::-1]), order="C")',
+        "interop",
     ),
 }
 
@@ -130,8 +187,8 @@ def tests_notice(mistake: Mistake) -> bool:
             raise SystemExit(f"{mistake.file} has no {mistake.right!r} any more: adapt MISTAKES")
         file.write_text(source.replace(mistake.right, mistake.wrong))
         environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "tests",
-                   "--ignore-glob=*example*", "--ignore-glob=*documentation*"]  # fmt: skip
+        tests = copy / "tests" / f"test_{mistake.tests}.py"
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", str(tests)]
         run = subprocess.run(
             command, cwd=copy, env=environment, capture_output=True, text=True, check=False
         )

@@ -13,16 +13,16 @@ from seqjax.ops.dispatch import IMPLEMENTATIONS
 NOT_STEPPING = cases.LAYERS.keys() - cases.STEPPING.keys()
 
 # These share one compiled program.
-DEFAULT = [
+EVERYWHERE = [
     contract.check_agrees_with_scan,
     contract.check_padding_never_leaks,
     contract.check_rows_never_leak,
     contract.check_empty_rows_do_nothing,
-    contract.check_jit_equals_eager,
     contract.check_dtypes_are_kept,
 ]
+DEFAULT = [*EVERYWHERE, contract.check_jit_equals_eager]
 NAMED = [
-    *DEFAULT,
+    *EVERYWHERE,
     contract.check_masked_rows_equal_rows_alone,
     contract.check_reverse_equals_flipped,
     contract.check_batch_shapes,
@@ -60,3 +60,7 @@ def test_layer_without_a_step_says_why(name: str) -> None:
 @pytest.mark.parametrize("layer", cases.LAYERS.values(), ids=cases.LAYERS)
 def test_layer_is_a_value(layer: seqjax.Layer) -> None:
     contract.check_layer_is_a_value(layer)
+
+
+def test_layers_differ_from_each_other() -> None:
+    assert len(set(cases.LAYERS.values())) == len(cases.LAYERS)

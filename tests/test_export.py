@@ -7,6 +7,7 @@ import cases
 import contract
 import jax
 import numpy as np
+import numpy_reference
 import pytest
 from jax import export
 
@@ -48,9 +49,10 @@ def through_a_file(function: Any, *shapes: Any, **options: Any) -> export.Export
     return again
 
 
-@pytest.mark.parametrize("layer", cases.LAYERS.values(), ids=cases.LAYERS)
-def test_every_layer(layer: seqjax.Layer) -> None:
+@pytest.mark.parametrize("name", [name for name in cases.LAYERS if "no_bias" not in name])
+def test_every_layer(name: str) -> None:
     """For any batch size, with a mask and an initial state: values and gradients."""
+    layer = cases.LAYERS[name]
     case_shape, mask_shape = symbolic(layer, time="_")
 
     def run(params: Any, xs: Any, carry: Any, cotangents: Any, mask: Any) -> Any:
@@ -79,7 +81,7 @@ def test_any_number_of_steps_and_rows(name: str) -> None:
         case = contract.make_case(layer, (rows,), steps)
         mask = contract.MASK[:steps, 1 : rows + 1]
         mask = np.broadcast_to(mask[:, :1], (steps, rows))
-        expected = contract.reference(layer, case.params, case.carry, case.xs, mask)
+        expected = numpy_reference.run(layer, *case[:3], mask)
         got = contract.quick_jit(exported.call)(*case[:3], mask)
         for got_leaf, leaf in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(got_leaf, leaf, atol=1e-5)
