@@ -185,7 +185,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="use so many images; needed where only one half of MNIST is there",
     )
     parser.add_argument("--cell", choices=CELLS, default="lstm", help="default: %(default)s")
-    for name, default in [("--hidden-size", 128), ("--num-layers", 1), ("--batch-size", 64)]:
+    for name, default in [("--hidden-size", 256), ("--num-layers", 1), ("--batch-size", 64)]:
         count = common.at_least(1)
         parser.add_argument(name, type=count, default=default, help="default: %(default)s")
     parser.add_argument(

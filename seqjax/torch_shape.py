@@ -200,8 +200,7 @@ def torch_kind(torch_module: Any, kinds: Iterable[str]) -> str:
         if kind in bases:
             return kind
     expected = " or ".join(f"torch.nn.{kind}" for kind in kinds)
-    got = type(torch_module)
-    raise TypeError(f"expected a {expected}, got: {got.__module__}.{got.__name__}")
+    raise TypeError(f"expected a {expected}, got: {type(torch_module).__name__}")
 
 
 def torch_arguments(torch_module: Any, kind: type) -> dict[str, Any]:

@@ -129,6 +129,12 @@ MISTAKES = {
         "reverse=reverse",
         "golden",
     ),
+    "backward direction starts at T": Mistake(
+        "layers.py",
+        "reverse=not reverse, key=backward_key, **options",
+        "reverse=not reverse, key=backward_key, **options | {'mask': None}",
+        "golden",
+    ),
     "directions concatenated the wrong way round": Mistake(
         "layers.py",
         "[forward_ys, backward_ys]",
@@ -188,7 +194,17 @@ def tests_notice(mistake: Mistake) -> bool:
         file.write_text(source.replace(mistake.right, mistake.wrong))
         environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
         tests = copy / "tests" / f"test_{mistake.tests}.py"
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", str(tests)]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "-n0",
+            "-p",
+            "no:cacheprovider",
+            str(tests),
+        ]
         run = subprocess.run(
             command, cwd=copy, env=environment, capture_output=True, text=True, check=False
         )

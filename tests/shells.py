@@ -3,13 +3,11 @@
 import dataclasses
 import functools
 import operator
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from cases import random_params
 from flax import nnx
 
@@ -17,16 +15,6 @@ import seqjax
 import seqjax.linen
 import seqjax.nnx
 from seqjax.parameter_names import params_to_dict
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation() -> Iterator[None]:
-    """For files that import it: less optimised programs, for compiling is nearly all they do."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
 
 SHELLS = ("nnx", "linen")
 LAYERS = ("RNN", "LSTM", "GRU")

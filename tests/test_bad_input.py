@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 from cases import random_inputs
 from shells import CELLS, LAYERS, SHELLS, Model, build, lstm_like
-from shells import quick_compilation as quick_compilation
 
 import seqjax
 

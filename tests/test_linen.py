@@ -15,7 +15,6 @@ from cases import random_inputs, random_like
 from flax import linen as nn
 from flax.training import train_state
 from shells import CELLS, LAYERS, LeakyCell, LinenModel, assert_same, build, differ, first
-from shells import quick_compilation as quick_compilation
 
 import seqjax
 import seqjax.linen

@@ -20,7 +20,6 @@ from shells import (
     differ,
     first,
 )
-from shells import quick_compilation as quick_compilation
 
 import seqjax
 import seqjax.linen

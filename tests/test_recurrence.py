@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from jax import lax
+from jax import lax, monitoring
 from jax.flatten_util import ravel_pytree
 from jax.test_util import check_grads, check_jvp, check_vjp
 
@@ -306,13 +306,38 @@ class TestTracing:
         run(dataclasses.replace(cell), *case[:3])
         assert len(cell.calls) == first
 
-    @pytest.mark.parametrize("steps", [1, 50])
-    def test_program_does_not_grow_with_the_sequence(self, steps: int) -> None:
-        """The step is compiled once, not once a time step."""
-        cell = LeakyMean(3, rate=0.4)
-        case = contract.abstract_case(cell, (2,), steps, jnp.float32)
-        program = jax.make_jaxpr(functools.partial(seqjax.scan, cell))(*case[:3])
-        assert str(program).count("0.4") <= 4
+    def test_eager_gradients_compile_once(self) -> None:
+        """Outside jit, too, a training loop compiles nothing after its first step."""
+        case = contract.make_case(MIXED, (2,), 4)
+
+        def loss(params: Any, xs: Any) -> jax.Array:
+            return (seqjax.scan(MIXED, params, xs, mask=contract.MASK[:4, :2])[1] ** 2).sum()
+
+        compilations: list[str] = []
+
+        def listen(event: str, duration: float, **_: Any) -> None:
+            if event.endswith("backend_compile_duration"):
+                compilations.append(event)
+
+        monitoring.register_event_duration_secs_listener(listen)
+        try:
+            jax.grad(loss)(case.params, case.xs)
+            assert compilations
+            compilations.clear()
+            jax.grad(loss)(case.params, 2 * case.xs)
+            assert not compilations
+        finally:
+            monitoring.unregister_event_duration_listener(listen)
+
+    def test_program_does_not_grow_with_the_sequence(self) -> None:
+        """The step stands in the program once, not once a time step."""
+
+        def lines(steps: int) -> int:
+            case = contract.abstract_case(MIXED, (2,), steps, jnp.float32)
+            program = jax.make_jaxpr(functools.partial(seqjax.scan, MIXED))(*case[:3])
+            return len(str(program).splitlines())
+
+        assert lines(100) == lines(3)
 
 
 class TestBadArguments:
