@@ -71,8 +71,17 @@ class TestDerivatives:
         check_jvp(function, forward, (flat,))
         check_vjp(function, lambda x: (function(x), functools.partial(reverse, x)), (flat,))
 
-    def test_every_order_and_mode(self, x64: None) -> None:
-        flat, run, _ = self.flat_scan(LSTM, implementation="scan")
+    @pytest.mark.parametrize("layer", cases.LAYERS.values(), ids=cases.LAYERS)
+    def test_every_order_and_mode(self, layer: seqjax.Layer, x64: None) -> None:
+        """The plain scan, in two steps: with a mask, every layer to the second order."""
+        case = contract.make_case(layer, (2,), 2, np.float64)
+        flat, unflatten = ravel_pytree(case[:3])
+
+        def run(flat: jax.Array) -> jax.Array:
+            return ravel_pytree(
+                seqjax.scan(layer, *unflatten(flat), mask=self.MASK[:2], implementation="scan")
+            )[0]
+
         # Step by step in Python: compiling every order and mode would take ten times as long.
         with jax.disable_jit():
             check_grads(run, (flat,), order=2, modes=("fwd", "rev"))
