@@ -133,6 +133,17 @@ class TestState:
         assert len(np.unique(flat)) > 0.99 * len(flat)
         assert np.abs(flat).max() <= 1 / np.sqrt(5)
 
+    @pytest.mark.parametrize("param_dtype", ["float32", "bfloat16", "float16"])
+    def test_weights_are_drawn_in_param_dtype(self, param_dtype):
+        for kind in ("GRU", "LSTMCell"):
+            drawn = nnx.eval_shape(
+                lambda kind=kind: getattr(seqjax.nnx, kind)(
+                    3, 5, dtype=jnp.float32, param_dtype=param_dtype, rngs=nnx.Rngs(0)
+                )
+            )
+            dtypes = {leaf.dtype for leaf in jax.tree.leaves(nnx.state(drawn))}
+            assert dtypes == {jnp.dtype(param_dtype)}
+
     def test_dropout_needs_its_stream_and_only_then(self):
         seqjax.nnx.LSTM(3, 5, 2, rngs=nnx.Rngs(params=0))
         with pytest.raises((KeyError, AttributeError, ValueError), match="dropout"):
