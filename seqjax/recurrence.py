@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.cells.base import Carry, Layer, Params, check_layer
-from seqjax.ops.dispatch import choose_implementation
+from seqjax.ops.dispatch import check_implementation
 from seqjax.ops.masking import zero_padding
 
 
@@ -60,7 +60,7 @@ def scan(
     ((7, 2, 5), (2, 5), True)
     """
     check_layer("layer", layer)
-    choose_implementation(implementation)
+    check_implementation(implementation)
     xs = jnp.asarray(xs)
     _check_inputs(layer, params, xs)
     if mask is not None:

@@ -9,8 +9,9 @@ from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
 from seqjax.initializers import torch_uniform
+from seqjax.ops import reference, whole_sequence
 from seqjax.ops.dispatch import choose_implementation
-from seqjax.ops.precision import accumulation_dtype
+from seqjax.ops.kernel import Kernel, State
 
 Carry = Any
 """A pytree of arrays `(*batch, features)`: the state between two steps."""
@@ -107,6 +108,11 @@ class Cell(Layer):
     (7, 2, 3)
     """
 
+    @property
+    def kernel(self) -> Kernel | None:
+        """What `implementation="xla"` needs to know of the cell; None: it has no such thing."""
+        return None
+
     def run(
         self,
         params: Params,
@@ -120,21 +126,24 @@ class Cell(Layer):
         implementation: str | None,
     ) -> tuple[Carry, jax.Array]:
         del key  # A cell draws nothing; dropout sits between layers.
-        scan = choose_implementation(implementation)
-        return scan(self.step, params, carry, xs, mask=mask, reverse=reverse, unroll=unroll)
+        kernel = self.kernel
+        name = choose_implementation(implementation, kernel, xs)
+        if kernel is None or name == "scan":
+            return reference.scan(
+                self.step, params, carry, xs, mask=mask, reverse=reverse, unroll=unroll
+            )
+        # A cell with a kernel has a state of one or two arrays: h, or h and c.
+        h, c = jax.tree.leaves(carry) if isinstance(carry, tuple) else (carry, None)
+        state, ys = whole_sequence.scan(
+            kernel, params, State(h, c), xs, mask=mask, reverse=reverse, unroll=unroll
+        )
+        return jax.tree.unflatten(jax.tree.structure(carry), jax.tree.leaves(state)), ys
 
 
 def exportable(cls: type[NamedTupleType]) -> type[NamedTupleType]:
     """Lets `jax.export` write functions whose arguments or results hold this NamedTuple."""
     register_namedtuple_serialization(cls, serialized_name=f"seqjax.{cls.__name__}")
     return cls
-
-
-def project(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """`x @ weight + bias`, summed and returned in `accumulation_dtype(x.dtype)`."""
-    dtype = accumulation_dtype(x.dtype)
-    y = jnp.matmul(x, weight, preferred_element_type=dtype)
-    return y if bias is None else y + bias.astype(dtype)
 
 
 def draw_weights(

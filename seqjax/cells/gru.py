@@ -13,8 +13,10 @@ from seqjax.cells.base import (
     check_type,
     draw_weights,
     exportable,
-    project,
 )
+from seqjax.ops.gru.xla import GRUKernel
+from seqjax.ops.kernel import Kernel
+from seqjax.ops.precision import project
 
 
 @exportable
@@ -69,6 +71,10 @@ class GRUCell(Cell):
         check_type("bias", self.bias, bool)
         check_positive("input_size", self.input_size)
         check_positive("hidden_size", self.hidden_size)
+
+    @property
+    def kernel(self) -> Kernel:
+        return GRUKernel()
 
     @property
     def output_size(self) -> int:

@@ -13,9 +13,10 @@ from seqjax.cells.base import (
     check_type,
     draw_weights,
     exportable,
-    project,
 )
-from seqjax.ops.precision import accumulation_dtype
+from seqjax.ops.kernel import Kernel
+from seqjax.ops.lstm.xla import LSTMKernel
+from seqjax.ops.precision import accumulation_dtype, project
 
 
 @exportable
@@ -93,6 +94,10 @@ class LSTMCell(Cell):
                 "proj_size has to be smaller than hidden_size, "
                 f"got: proj_size={self.proj_size} and hidden_size={self.hidden_size}"
             )
+
+    @property
+    def kernel(self) -> Kernel:
+        return LSTMKernel()
 
     @property
     def output_size(self) -> int:

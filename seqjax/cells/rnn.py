@@ -13,8 +13,10 @@ from seqjax.cells.base import (
     check_type,
     draw_weights,
     exportable,
-    project,
 )
+from seqjax.ops.kernel import Kernel
+from seqjax.ops.precision import project
+from seqjax.ops.rnn.xla import RNNKernel
 
 NONLINEARITIES = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 
@@ -65,6 +67,10 @@ class RNNCell(Cell):
         check_type("bias", self.bias, bool)
         check_positive("input_size", self.input_size)
         check_positive("hidden_size", self.hidden_size)
+
+    @property
+    def kernel(self) -> Kernel:
+        return RNNKernel(self.nonlinearity)
 
     @property
     def output_size(self) -> int:

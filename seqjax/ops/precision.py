@@ -1,5 +1,8 @@
 """How precisely sums are kept, whatever the dtype of what is summed."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
@@ -9,3 +12,20 @@ def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
     dtype = jnp.dtype(dtype)
     is_16_bit_float = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
     return jnp.dtype(jnp.float32) if is_16_bit_float else dtype
+
+
+def widen(tree: Any) -> Any:
+    """Every leaf in its `accumulation_dtype`."""
+    return jax.tree.map(lambda leaf: leaf.astype(accumulation_dtype(leaf.dtype)), tree)
+
+
+def cast_like(tree: Any, like: Any) -> Any:
+    """Every leaf in the dtype of its counterpart in `like`."""
+    return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), tree, like)
+
+
+def project(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """`x @ weight + bias`, summed and returned in `accumulation_dtype(x.dtype)`."""
+    dtype = accumulation_dtype(x.dtype)
+    y = jnp.matmul(x, weight, preferred_element_type=dtype)
+    return y if bias is None else y + bias.astype(dtype)

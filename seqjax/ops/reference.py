@@ -1,16 +1,14 @@
 """The meaning of every recurrence: the cell's own step, one time step after the other."""
 
-import functools
-import operator
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from seqjax.ops.masking import where_valid, zero_padding
-from seqjax.ops.precision import accumulation_dtype
+from seqjax.ops.precision import cast_like, widen
+from seqjax.ops.sharding import vary_like
 
 
 def scan(
@@ -30,37 +28,26 @@ def scan(
     """
     # The gradient of the parameters is a sum over time, which the scan forms in the dtype in which
     # they enter it: 16-bit ones enter it widened. The step still sees their own dtype and values.
-    dtypes = jax.tree.map(lambda leaf: leaf.dtype, params)
-    wide_params = jax.tree.map(lambda leaf: leaf.astype(accumulation_dtype(leaf.dtype)), params)
+    wide_params = widen(params)
 
     def body(carry: Any, inputs: tuple[jax.Array, jax.Array | None]) -> tuple[Any, jax.Array]:
         x, valid = inputs
-        step_params = jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), wide_params, dtypes)
-        new_carry, y = step(step_params, carry, x)
+        new_carry, y = step(cast_like(wide_params, params), carry, x)
         if valid is not None:
             new_carry = where_valid(valid, new_carry, carry)
             y = zero_padding(valid, y)
         return new_carry, y
 
-    carry = _typed_as_result(body, carry, (xs, mask), params)
+    carry = vary_like(carry, (xs, mask, params))
+    carry = _reshard_as_result(body, carry, (xs, mask))
     return lax.scan(body, carry, (xs, mask), reverse=reverse, unroll=unroll)
 
 
-def _typed_as_result(body: Callable[..., Any], carry: Any, inputs: Any, params: Any) -> Any:
-    """The carry with the sharding type that `body` returns it with.
-
-    A scan's carry has to enter with the type that it leaves with. Zeros, or a replicated state,
-    that meet inputs sharded by `jax.shard_map` or over a mesh with explicit axes would not.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.manual_axes:
-        # A select between twice the same value takes on its predicate's axes; XLA removes it.
-        predicates = [jnp.any(leaf == leaf) for leaf in jax.tree.leaves((carry, inputs, params))]
-        predicate = functools.reduce(operator.or_, predicates)
-        return jax.tree.map(lambda leaf: lax.select(predicate, leaf, leaf), carry)
-    if mesh.explicit_axes:
-        first_inputs = jax.tree.map(lambda leaf: leaf[0], inputs)
-        result, _ = jax.eval_shape(body, carry, first_inputs)
-        reshard: Callable[..., jax.Array] = jax.sharding.reshard
-        return jax.tree.map(lambda leaf, like: reshard(leaf, like.sharding.spec), carry, result)
-    return carry
+def _reshard_as_result(body: Callable[..., Any], carry: Any, inputs: Any) -> Any:
+    """The carry sharded as `body` returns it, where a mesh with explicit axes makes that a type."""
+    if not jax.sharding.get_abstract_mesh().explicit_axes:
+        return carry
+    first_inputs = jax.tree.map(lambda leaf: leaf[0], inputs)
+    result, _ = jax.eval_shape(body, carry, first_inputs)
+    reshard: Callable[..., jax.Array] = jax.sharding.reshard
+    return jax.tree.map(lambda leaf, like: reshard(leaf, like.sharding.spec), carry, result)

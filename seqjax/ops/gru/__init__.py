@@ -1,0 +1,1 @@
+"""Whole-sequence implementations of the GRU."""

@@ -1,0 +1,47 @@
+"""The GRU's elementwise part, arranged as XLA vectorises it."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from seqjax.ops.kernel import Kernel, Saved, State, barrier
+from seqjax.ops.precision import accumulation_dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class GRUKernel(Kernel):
+    """`n = tanh(x_n + r * h_n)`, `m = n + z * (h - n)`; saves r and z, n, and h_n."""
+
+    separate: ClassVar[bool] = True
+
+    def step(
+        self, from_x: jax.Array, from_h: jax.Array, state: State
+    ) -> tuple[jax.Array, None, Saved]:
+        x_rz, x_n = _split(from_x)
+        h_rz, h_n = _split(from_h)
+        # As in the LSTM: sigmoids are made of tanh, and transcendentals kept apart from slices.
+        rz = barrier(0.5 + 0.5 * jnp.tanh(0.5 * (x_rz + h_rz)))
+        r, z = jnp.split(rz, 2, axis=-1)
+        n = barrier(jnp.tanh(barrier(x_n + r * h_n)))
+        h = state.h.astype(accumulation_dtype(state.h.dtype))
+        return n + z * (h - n), None, (rz, n, h_n)
+
+    def tangent(
+        self, saved: Saved, before: State, after: State, d_from_x: Any, d_from_h: Any, d: State
+    ) -> tuple[jax.Array, None]:
+        rz, n, h_n = saved
+        r, z = jnp.split(rz, 2, axis=-1)
+        d_x_rz, d_x_n = _split(d_from_x)
+        d_h_rz, d_h_n = _split(barrier(d_from_h))
+        d_rz = rz * (1 - rz) * (d_x_rz + d_h_rz)
+        d_r, d_z = jnp.split(d_rz, 2, axis=-1)
+        d_n = (1 - n * n) * (d_x_n + h_n * d_r + r * d_h_n)
+        h = before.h.astype(n.dtype)
+        return (1 - z) * d_n + z * d.h + (h - n) * d_z, None
+
+
+def _split(gates: jax.Array) -> tuple[jax.Array, jax.Array]:
+    hidden_size = gates.shape[-1] // 3
+    return gates[..., : 2 * hidden_size], gates[..., 2 * hidden_size :]

@@ -1,0 +1,51 @@
+"""What a cell tells the whole-sequence implementation: its elementwise part, and its derivative."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+
+barrier: Callable[..., Any] = jax.lax.optimization_barrier
+"""XLA fuses nothing across it, and merges nothing behind it with what stands before."""
+
+Saved = Any
+"""A pytree of arrays `(rows, features)`: what `Kernel.tangent` needs of a step."""
+
+
+class State(NamedTuple):
+    """The state between two steps."""
+
+    h: jax.Array  # (rows, features), in the input's dtype: what the recurrent weights multiply
+    c: Any  # (rows, hidden_size), in the accumulation dtype; None but for the LSTM
+
+
+class Kernel(abc.ABC):
+    """A cell without its matrix products, hashable.
+
+    A step multiplies, `from_x = x @ w_ih + b_ih` and `from_h = h @ w_hh + b_hh`, and hands both to
+    `step`. All arrays are in the accumulation dtype, except for the state's `h`.
+    """
+
+    separate: ClassVar[bool]
+    """Whether `from_x` and `from_h` do more than add up, so that each needs its own gradient."""
+
+    @abc.abstractmethod
+    def step(
+        self, from_x: jax.Array, from_h: jax.Array, state: State
+    ) -> tuple[jax.Array, jax.Array | None, Saved]:
+        """The new hidden units `m` (rows, hidden_size), the new `c`, and what `tangent` needs."""
+
+    @abc.abstractmethod
+    def tangent(
+        self, saved: Saved, before: State, after: State, d_from_x: Any, d_from_h: Any, d: State
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """The derivative of `step` at the saved step: linear in `d_from_x`, `d_from_h` and `d`.
+
+        Where the two are not `separate`, `d_from_h` holds the derivative of their sum and
+        `d_from_x` is None.
+        """
+
+    def hidden(self, saved: Saved, after: State) -> jax.Array:
+        """The `m` of a saved step."""
+        raise NotImplementedError("only the LSTM has a projection, which asks for this")
