@@ -21,10 +21,13 @@ class GRUKernel(Kernel):
     ) -> tuple[jax.Array, None, Saved]:
         x_rz, x_n = _split(from_x)
         h_rz, h_n = _split(from_h)
-        # As in the LSTM: sigmoids are made of tanh, and transcendentals kept apart from slices.
-        rz = barrier(0.5 + 0.5 * jnp.tanh(0.5 * (x_rz + h_rz)))
+        # As in the LSTM, sigmoids are made of tanh. All of the step would become one slow fusion,
+        # barriers or not, but for the concatenation, which XLA writes out.
+        tanh_rz = jnp.tanh(0.5 * (x_rz + h_rz))
+        tanh_rz, h_n = _split(barrier(jnp.concatenate([tanh_rz, h_n], axis=-1)))
+        rz = 0.5 + 0.5 * tanh_rz
         r, z = jnp.split(rz, 2, axis=-1)
-        n = barrier(jnp.tanh(barrier(x_n + r * h_n)))
+        n = jnp.tanh(x_n + r * h_n)
         h = state.h.astype(accumulation_dtype(state.h.dtype))
         return n + z * (h - n), None, (rz, n, h_n)
 
@@ -43,5 +46,6 @@ class GRUKernel(Kernel):
 
 
 def _split(gates: jax.Array) -> tuple[jax.Array, jax.Array]:
-    hidden_size = gates.shape[-1] // 3
-    return gates[..., : 2 * hidden_size], gates[..., 2 * hidden_size :]
+    # Transposed, a split is a concatenation, where two slices would be padded and added.
+    rz, n = jnp.split(gates, [2 * (gates.shape[-1] // 3)], axis=-1)
+    return rz, n
