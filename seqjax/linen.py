@@ -137,6 +137,7 @@ class _OverSequences(_Parameters):
     """What modules that run over whole sequences have besides parameters."""
 
     implementation: str | None = dataclasses.field(default=None, kw_only=True)
+    remat: bool = dataclasses.field(default=False, kw_only=True)
     deterministic: bool | None = dataclasses.field(default=None, kw_only=True)
 
     @nn.nowrap
@@ -150,6 +151,7 @@ class _OverSequences(_Parameters):
             "batch_first": self.batch_first,
             "dtype": self.dtype,
             "implementation": self.implementation,
+            "remat": self.remat,
             "key": key,
         }
 
@@ -164,6 +166,7 @@ class Recurrent(_OverSequences):
         the same.
       param_dtype: dtype of the weights.
       implementation: as in `seqjax.scan`.
+      remat: as in `seqjax.scan`.
       deterministic: True turns dropout off; given here or in the call.
 
     >>> import jax, jax.numpy as jnp, seqjax, seqjax.linen
@@ -295,6 +298,7 @@ class LSTM(_TorchLayer):
         must be the same.
       param_dtype: dtype of the weights.
       implementation: as in `seqjax.scan`.
+      remat: as in `seqjax.scan`.
       deterministic: True turns dropout off; given here or in the call.
 
     Raises:

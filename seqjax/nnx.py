@@ -105,10 +105,12 @@ class _OverSequences(_Parameters):
         dtype: DTypeLike | None,
         param_dtype: DTypeLike,
         implementation: str | None,
+        remat: bool,
         rngs: nnx.Rngs,
     ) -> None:
         self.batch_first = batch_first
         self.implementation = implementation
+        self.remat = remat
         self.deterministic = False
         # Held only where something is drawn, so that no key lands among the saved state otherwise.
         self.rngs = nnx.data(rngs["dropout"].fork() if layer.draws_dropout else None)
@@ -130,6 +132,7 @@ class _OverSequences(_Parameters):
             "batch_first": self.batch_first,
             "dtype": self.dtype,
             "implementation": self.implementation,
+            "remat": self.remat,
             "key": self._dropout_key(deterministic, rngs),
         }
 
@@ -164,6 +167,7 @@ class Recurrent(_OverSequences):
         the same.
       param_dtype: dtype of the weights.
       implementation: as in `seqjax.scan`.
+      remat: as in `seqjax.scan`.
       rngs: draws the weights ("params") and dropout ("dropout").
 
     >>> from flax import nnx
@@ -183,6 +187,7 @@ class Recurrent(_OverSequences):
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         implementation: str | None = None,
+        remat: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
         check_layer("layer", layer)
@@ -193,6 +198,7 @@ class Recurrent(_OverSequences):
             dtype=dtype,
             param_dtype=param_dtype,
             implementation=implementation,
+            remat=remat,
             rngs=rngs,
         )
 
@@ -316,6 +322,7 @@ class LSTM(_TorchLayer):
         must be the same.
       param_dtype: dtype of the weights.
       implementation: as in `seqjax.scan`.
+      remat: as in `seqjax.scan`.
       rngs: draws the weights ("params") and dropout ("dropout").
 
     Raises:
@@ -343,6 +350,7 @@ class LSTM(_TorchLayer):
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         implementation: str | None = None,
+        remat: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
         super().__init__(
@@ -357,6 +365,7 @@ class LSTM(_TorchLayer):
             dtype=dtype,
             param_dtype=param_dtype,
             implementation=implementation,
+            remat=remat,
             rngs=rngs,
         )
         self.proj_size = proj_size
@@ -395,6 +404,7 @@ class GRU(_TorchLayer):
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         implementation: str | None = None,
+        remat: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
         super().__init__(
@@ -409,6 +419,7 @@ class GRU(_TorchLayer):
             dtype=dtype,
             param_dtype=param_dtype,
             implementation=implementation,
+            remat=remat,
             rngs=rngs,
         )
 
@@ -448,6 +459,7 @@ class RNN(_TorchLayer):
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
         implementation: str | None = None,
+        remat: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
         check_nonlinearity(nonlinearity)  # PyTorch looks at it first.
@@ -463,6 +475,7 @@ class RNN(_TorchLayer):
             dtype=dtype,
             param_dtype=param_dtype,
             implementation=implementation,
+            remat=remat,
             rngs=rngs,
         )
         self.nonlinearity = nonlinearity

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seqjax.cells.base import Carry, Layer, Params, check_layer
+from seqjax.cells.base import Carry, Layer, Params, check_layer, check_type
 from seqjax.ops.dispatch import check_implementation
 from seqjax.ops.masking import zero_padding
 
@@ -22,6 +22,7 @@ def scan(
     key: jax.Array | None = None,
     unroll: int = 1,
     implementation: str | None = None,
+    remat: bool = False,
 ) -> tuple[Carry, jax.Array]:
     """Runs a layer over a sequence: `carry, y_t = layer.step(params, carry, x_t)` for every t.
 
@@ -41,7 +42,10 @@ def scan(
       reverse: run from the last step to the first. Outputs stay at their own time.
       key: random key. Given, the run is training and dropout is drawn from it; None: no dropout.
       unroll: steps per iteration of the loop, as in `jax.lax.scan`.
-      implementation: "scan", or None for the best that applies.
+      implementation: "scan" (plain `jax.lax.scan`), "xla" (whole sequences with a derivative of its
+        own, faster to train), or None for the best that applies.
+      remat: in training, keep the state at every √T-th step and recompute the rest in the backward
+        pass: for one more forward pass, memory grows with √T but for inputs and outputs.
 
     Returns:
       `(carry, ys)`: the state after the last valid step, and the outputs
@@ -61,6 +65,7 @@ def scan(
     """
     check_layer("layer", layer)
     check_implementation(implementation)
+    check_type("remat", remat, bool)
     xs = jnp.asarray(xs)
     _check_inputs(layer, params, xs)
     if mask is not None:
@@ -73,14 +78,14 @@ def scan(
         _check_carry(layer, carry, xs)
     return _scan(
         layer, params, xs, carry, mask, key,
-        reverse=reverse, unroll=unroll, implementation=implementation,
+        reverse=reverse, unroll=unroll, implementation=implementation, remat=remat,
     )  # fmt: skip
 
 
 # Compiled here, too, so that a call outside jit, or its gradient, compiles once. Not inlined into
 # what calls it: the gradient of an inlined loop would compile anew every time.
 @functools.partial(
-    jax.jit, static_argnums=0, static_argnames=("reverse", "unroll", "implementation")
+    jax.jit, static_argnums=0, static_argnames=("reverse", "unroll", "implementation", "remat")
 )
 def _scan(
     layer: Layer,

@@ -78,6 +78,7 @@ def apply_recurrent(
     key: jax.Array | None,
     dtype: DTypeLike | None,
     implementation: str | None,
+    remat: bool,
 ) -> tuple[jax.Array, Carry]:
     """Runs any layer in PyTorch's order of arguments and results: `output, carry`.
 
@@ -91,7 +92,7 @@ def apply_recurrent(
       mask: bool, the input's layout without features; at most one of `lengths` and `mask`.
       key: draws dropout; None means no dropout.
       dtype: dtype to compute in; None means the input's, which the parameters must then have.
-      implementation: as in `seqjax.scan`.
+      implementation, remat: as in `seqjax.scan`.
     """
     params, xs = _in_compute_dtype(name, params, jnp.asarray(input), dtype)
     if batch_first and xs.ndim > 1:
@@ -100,8 +101,9 @@ def apply_recurrent(
     if carry is not None:
         carry = _cast_carry(name, layer, carry, xs, cast=dtype is not None)
     carry, output = scan(
-        layer, params, xs, carry, mask=time_major_mask, key=key, implementation=implementation
-    )
+        layer, params, xs, carry,
+        mask=time_major_mask, key=key, implementation=implementation, remat=remat,
+    )  # fmt: skip
     return (jnp.moveaxis(output, 0, -2) if batch_first else output), carry
 
 

@@ -21,8 +21,8 @@ import seqjax
 import seqjax.linen
 import seqjax.nnx
 
-LAYER_FORMS = ("core", "nnx", "nnx batch_first", "linen", "linen batch_first")
-"""The interfaces to a whole layer."""
+LAYER_FORMS = ("core", "core scan", "nnx", "nnx batch_first", "linen", "linen batch_first")
+"""The interfaces to a whole layer; all but "core scan" choose the implementation themselves."""
 
 CELL_FORMS = ("core", "nnx", "linen")
 """The interfaces to a single step."""
@@ -316,9 +316,10 @@ class Interface:
 @functools.cache
 def make_interface(config: Config, form: str, dtype: str) -> Interface:
     """The interface called `form`, one of `LAYER_FORMS` or `CELL_FORMS`."""
-    kind, *layout = form.split()
+    kind, *details = form.split()
     make = {"core": _core, "nnx": _nnx, "linen": _linen}[kind]
-    return make(config, dtype, **({"batch_first": True} if layout else {}))
+    options = {"scan": {"implementation": "scan"}, "batch_first": {"batch_first": True}}
+    return make(config, dtype, **(options[details[0]] if details else {}))
 
 
 def _inputs(interface: Interface, data: Data) -> tuple[Any, ...]:
@@ -334,13 +335,15 @@ def _inputs(interface: Interface, data: Data) -> tuple[Any, ...]:
     )
 
 
-def _core(config: Config, dtype: str) -> Interface:
+def _core(config: Config, dtype: str, implementation: str | None = None) -> Interface:
     layer = config.core_layer()
 
     def layer_values(params: Any, input: Any, states: Any, lengths: Any) -> Any:
         carry = None if states is None else _split(config, states)
         mask = None if lengths is None else seqjax.lengths_to_mask(lengths, len(input))
-        carry, output = seqjax.scan(layer, params, input, carry, mask=mask)
+        carry, output = seqjax.scan(
+            layer, params, input, carry, mask=mask, implementation=implementation
+        )
         return output, *_join(config, carry)
 
     def cell_values(params: Any, input: Any, states: Any, lengths: Any) -> Any:

@@ -211,7 +211,16 @@ class TestState:
 
     @pytest.mark.parametrize(
         "name",
-        ["layer", "params", "rngs", "deterministic", "batch_first", "dtype", "implementation"],
+        [
+            "layer",
+            "params",
+            "rngs",
+            "deterministic",
+            "batch_first",
+            "dtype",
+            "implementation",
+            "remat",
+        ],
     )
     def test_parameters_named_like_attributes(self, name):
         """Refused by name, lest they overwrite the module."""

@@ -1,6 +1,7 @@
 """What a layer is, what a cell adds to it, and the arithmetic that all cells share."""
 
 import abc
+import functools
 from typing import Any, TypeVar
 
 import jax
@@ -12,6 +13,7 @@ from seqjax.initializers import torch_uniform
 from seqjax.ops import reference, whole_sequence
 from seqjax.ops.dispatch import choose_implementation
 from seqjax.ops.kernel import Kernel, State
+from seqjax.ops.rematerialization import in_chunks
 
 Carry = Any
 """A pytree of arrays `(*batch, features)`: the state between two steps."""
@@ -73,6 +75,7 @@ class Layer(abc.ABC):
         key: jax.Array | None,
         unroll: int,
         implementation: str | None,
+        remat: bool,
     ) -> tuple[Carry, jax.Array]:
         """The whole sequence, for `seqjax.scan`, which checks the arguments and zeroes padding."""
 
@@ -124,19 +127,28 @@ class Cell(Layer):
         key: jax.Array | None,
         unroll: int,
         implementation: str | None,
+        remat: bool,
     ) -> tuple[Carry, jax.Array]:
         del key  # A cell draws nothing; dropout sits between layers.
-        kernel = self.kernel
-        name = choose_implementation(implementation, kernel, xs)
-        if kernel is None or name == "scan":
-            return reference.scan(
-                self.step, params, carry, xs, mask=mask, reverse=reverse, unroll=unroll
-            )
+        name = choose_implementation(implementation, self.kernel, xs)
+        run = self._scan if name == "scan" else self._whole_sequence
+        run = functools.partial(run, reverse=reverse, unroll=unroll)
+        if remat:
+            return in_chunks(run, params, carry, xs, mask=mask, reverse=reverse)
+        return run(params, carry, xs, mask=mask)
+
+    def _scan(
+        self, params: Params, carry: Carry, xs: jax.Array, **options: Any
+    ) -> tuple[Carry, jax.Array]:
+        return reference.scan(self.step, params, carry, xs, **options)
+
+    def _whole_sequence(
+        self, params: Params, carry: Carry, xs: jax.Array, **options: Any
+    ) -> tuple[Carry, jax.Array]:
         # A cell with a kernel has a state of one or two arrays: h, or h and c.
-        h, c = jax.tree.leaves(carry) if isinstance(carry, tuple) else (carry, None)
-        state, ys = whole_sequence.scan(
-            kernel, params, State(h, c), xs, mask=mask, reverse=reverse, unroll=unroll
-        )
+        h, c = carry if isinstance(carry, tuple) else (carry, None)
+        kernel: Any = self.kernel
+        state, ys = whole_sequence.scan(kernel, params, State(h, c), xs, **options)
         return jax.tree.unflatten(jax.tree.structure(carry), jax.tree.leaves(state)), ys
 
 

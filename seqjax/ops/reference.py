@@ -38,7 +38,7 @@ def scan(
             y = zero_padding(valid, y)
         return new_carry, y
 
-    carry = vary_like(carry, (xs, mask, params))
+    carry = vary_like(carry, (carry, xs, mask, params))
     carry = _reshard_as_result(body, carry, (xs, mask))
     return lax.scan(body, carry, (xs, mask), reverse=reverse, unroll=unroll)
 

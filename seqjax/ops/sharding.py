@@ -10,7 +10,7 @@ from jax import lax
 
 
 def vary_like(tree: Any, like: Any) -> Any:
-    """`tree`, varying over the manual mesh axes over which anything in `like` varies.
+    """`tree`, varying over every manual mesh axis over which anything in `like` varies.
 
     Zeros, or a replicated state, that meet inputs sharded by `jax.shard_map` would otherwise enter
     a loop as invariant and leave it as varying. Nothing changes outside of `jax.shard_map`.
@@ -18,6 +18,6 @@ def vary_like(tree: Any, like: Any) -> Any:
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return tree
     # A select between twice the same value takes on its predicate's axes; XLA removes it.
-    predicates = [jnp.any(leaf == leaf) for leaf in jax.tree.leaves((tree, like))]
+    predicates = [jnp.any(leaf == leaf) for leaf in jax.tree.leaves(like)]
     predicate = functools.reduce(operator.or_, predicates)
     return jax.tree.map(lambda leaf: lax.select(predicate, leaf, leaf), tree)

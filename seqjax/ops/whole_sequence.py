@@ -75,7 +75,7 @@ def scan(
     state = jax.tree.map(functools.partial(flat, 0), state)
     xs = flat(1, xs)
     mask = None if mask is None else flat(1, mask)
-    state, xs, mask = vary_like((state, xs, mask), params)
+    state, xs, mask = vary_like((state, xs, mask), (state, xs, mask, params))
 
     steps = steps_per_chunk(length, rows, mask is not None)
     whole = length - length % max(steps, 1)
@@ -217,7 +217,8 @@ def _project_inputs(kernel: Kernel, params: Any, xs: jax.Array) -> jax.Array:
         bias = bias.astype(accumulation_dtype(bias.dtype)) + params.b_hh.astype(
             accumulation_dtype(bias.dtype)
         )
-    return project(xs.reshape(steps * rows, features), params.w_ih, bias).reshape(steps, rows, -1)
+    product = project(xs.reshape(steps * rows, features), params.w_ih, bias)
+    return product.reshape(steps, rows, product.shape[-1])
 
 
 def _step(
@@ -253,7 +254,8 @@ def _tangents(
     d_xs = None if isinstance(d_xs, SymbolicZero) else widen(d_xs)
     params = widen(params)
     # Inside of jax.shard_map the sum over devices belongs after the loop, not into each step.
-    params, d_params, d_state = vary_like((params, d_params, d_state), (xs, mask, residuals))
+    like = (xs, mask, residuals)
+    params, d_params, d_state = vary_like((params, d_params, d_state), like)
     # Transposed for the backward loop once, and not at every step of it.
     w_hh = barrier(params.w_hh.T)
     w_hr = _projection(params)
@@ -291,7 +293,7 @@ def _tangents(
         if mask is None:
             return run_chunk(d_state, inputs[0])
         zeros = functools.partial(jnp.zeros, (plan.steps, *d_state.h.shape), d_state.h.dtype)
-        skip = lambda d_state, _: (d_state, vary_like(zeros(), d_state))  # noqa: E731
+        skip = lambda d_state, _: (d_state, vary_like(zeros(), like))  # noqa: E731
         return lax.cond(inputs[1], run_chunk, skip, d_state, inputs[0])
 
     def split(leaf: jax.Array) -> jax.Array:
@@ -302,7 +304,7 @@ def _tangents(
         *jax.tree.map(split, (xs, d_xs, mask)),
         split_residuals._replace(starts=residuals.starts),
     )
-    active = None if mask is None else _any_row(mask.reshape(chunks, -1))
+    active = None if mask is None else _any_row(mask.reshape(chunks, plan.steps * mask.shape[1]))
     d_state, d_hs = lax.scan(
         run_chunk_unless_padding,
         d_state,
@@ -340,7 +342,7 @@ def _product(values: jax.Array, weight: jax.Array, transposed: bool = True) -> j
     steps, rows, features = values.shape
     flat = values.reshape(steps * rows, features)
     product = _dot(barrier(flat.T), weight, 0, 0) if transposed else flat @ weight
-    return product.reshape(steps, rows, -1)
+    return product.reshape(steps, rows, product.shape[-1])
 
 
 def _dot(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
@@ -369,7 +371,7 @@ def _chunks_to_run(
     forward = jnp.arange(chunks)
     if mask is None:
         return (forward[::-1] if plan.reverse else None), chunks
-    active = _any_row(mask.reshape(chunks, -1))
+    active = _any_row(mask.reshape(chunks, plan.steps * mask.shape[1]))
     active = active[::-1] if plan.reverse else active
     (order,) = jnp.nonzero(active, size=chunks, fill_value=0)
     return (chunks - 1 - order if plan.reverse else order), active.sum()

@@ -1,0 +1,258 @@
+"""`implementation="xla"` over many chunks, its derivatives of every kind, and `remat`.
+
+The contract and the golden files have sequences of a few steps, which make a single chunk.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import cases
+import contract
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+import seqjax
+import seqjax.linen
+import seqjax.nnx
+from seqjax.ops import whole_sequence
+from seqjax.ops.lstm.xla import LSTMKernel
+
+ROWS = 3
+CELLS = {name: cases.CELLS[name] for name in ("rnn_relu", "lstm", "lstm_proj", "gru")}
+each_cell = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
+reverse_or_not = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+
+
+@pytest.fixture
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Chunks of four steps."""
+    jax.clear_caches()  # What was traced before has other chunks.
+    monkeypatch.setattr(whole_sequence, "ROWS_PER_CHUNK", 4 * ROWS)
+    yield
+    jax.clear_caches()
+
+
+def random_mask(length: int) -> np.ndarray:
+    """Gaps, a row of padding alone, and whole chunks of padding at both ends and in the middle."""
+    mask = np.random.default_rng(0).random((length, ROWS)) < 0.6
+    mask[:, 1] = False
+    for start, stop in ((0, 5), (8, 13), (length - 5, length)):
+        mask[start:stop] = False
+    return mask
+
+
+def value_and_gradients(
+    cell: seqjax.Cell, case: contract.Case, mask: Any, **options: Any
+) -> contract.Evaluation:
+    return contract.quick_jit(lambda case: contract._evaluate(cell, case, mask, **options))(case)
+
+
+@pytest.mark.usefixtures("_small_chunks", "x64")
+@pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
+@pytest.mark.parametrize("length", [20, 23])
+@reverse_or_not
+@each_cell
+def test_chunks_equal_the_plain_scan(
+    cell: seqjax.Cell, reverse: bool, length: int, masked: bool
+) -> None:
+    """Lengths that chunks of four steps divide, and that they do not."""
+    case = contract.make_case(cell, (ROWS,), length, jnp.float64)
+    mask = random_mask(length) if masked else None
+    run = functools.partial(value_and_gradients, cell, case, mask, reverse=reverse)
+    contract.assert_close(run(implementation="xla"), run(implementation="scan"), 1e-11)
+
+
+@pytest.mark.parametrize(
+    ("length", "rows", "masked", "expected"),
+    [
+        (28, 32, False, 28),  # One chunk holds it all.
+        (512, 32, False, 32),  # 1024 rows.
+        (100, 64, False, 20),  # 16 steps would be 1024 rows: the nearest divisor.
+        (101, 64, False, 16),  # No divisor: the rest comes by itself.
+        (1000, 1, False, 1000),
+        (1000, 1, True, 50),  # Sixteen chunks or more, so that padding can be skipped.
+        (7, 5000, False, 1),
+        (5, 0, False, 5),
+    ],
+)
+def test_steps_per_chunk(length: int, rows: int, masked: bool, expected: int) -> None:
+    assert whole_sequence.steps_per_chunk(length, rows, masked) == expected
+
+
+def chunks_to_run(mask: Any, reverse: bool) -> Any:
+    plan = whole_sequence.Plan(LSTMKernel(), 4, reverse, 1)
+    return whole_sequence._chunks_to_run(plan, mask, len(mask) // 4)
+
+
+class TestPaddingIsNotComputed:
+    @reverse_or_not
+    def test_chunks_of_padding_are_left_out(self, reverse: bool) -> None:
+        mask = np.zeros((20, 2), bool)
+        mask[[0, 9, 18], [0, 1, 0]] = True
+        order, count = chunks_to_run(jnp.asarray(mask), reverse)
+        assert count == 3
+        np.testing.assert_array_equal(order[:3], [4, 2, 0] if reverse else [0, 2, 4])
+
+    def test_nothing_valid_runs_nothing(self) -> None:
+        _, count = chunks_to_run(jnp.zeros((20, 2), bool), reverse=False)
+        assert count == 0
+
+    def test_vmapped_sequences_share_one_loop(self) -> None:
+        """The number of chunks is one for all of them: the longest decides."""
+        mask = np.arange(20)[:, None] < np.array([[3], [9], [0]])[:, :, None] * np.ones(1)
+        mask = jnp.asarray(np.moveaxis(np.broadcast_to(mask, (3, 20, 1)), 0, 0))
+
+        def count(mask: jax.Array) -> jax.Array:
+            return chunks_to_run(mask, reverse=False)[1]
+
+        assert jax.vmap(count, out_axes=None)(mask) == 3
+        assert jax.vmap(jax.vmap(count, out_axes=None), out_axes=None)(mask[None]) == 3
+
+    @pytest.mark.usefixtures("_small_chunks")
+    def test_gradients_under_vmap(self) -> None:
+        """Sequences of different lengths, one by one and mapped."""
+        cell = CELLS["gru"]
+        case = contract.make_case(cell, (ROWS,), 20)
+        mask = jnp.arange(20)[:, None] < jnp.array([20, 0, 7])
+
+        def loss(params: Any, xs: Any, mask: Any) -> jax.Array:
+            return jnp.sin(seqjax.scan(cell, params, xs, mask=mask, implementation="xla")[1]).sum()
+
+        mapped = jax.vmap(loss, in_axes=(None, 1, 1))
+        got = contract.quick_jit(jax.grad(lambda *args: mapped(*args).sum()))
+        expected = contract.quick_jit(jax.grad(loss))
+        args = (case.params, case.xs, mask)
+        contract.assert_close(got(*args), expected(*args))
+        each = contract.quick_jit(jax.vmap(jax.grad(loss), in_axes=(None, 1, 1)))(*args)
+        contract.assert_close(jax.tree.map(lambda leaf: leaf.sum(0), each), expected(*args))
+
+
+@pytest.mark.usefixtures("x64")
+@each_cell
+class TestEveryDerivative:
+    """Forward mode and higher orders need no other implementation."""
+
+    def derivatives_agree(self, cell: seqjax.Cell, transform: Callable[..., Any]) -> None:
+        params = cases.random_params(cell, dtype=jnp.float64)
+        xs = cases.random_inputs((5, 2, cases.INPUT_SIZE), dtype=jnp.float64)
+        mask = jnp.asarray(np.random.default_rng(1).random((5, 2)) < 0.7)
+
+        def loss(implementation: str, params: Any, xs: jax.Array) -> jax.Array:
+            carry, ys = seqjax.scan(cell, params, xs, mask=mask, implementation=implementation)
+            return sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves((carry, ys)))
+
+        def run(implementation: str) -> Any:
+            function = transform(functools.partial(loss, implementation))
+            return contract.quick_jit(function)(params, xs)
+
+        contract.assert_close(run("xla"), run("scan"), 1e-10)
+
+    def test_forward_mode(self, cell: seqjax.Cell) -> None:
+        self.derivatives_agree(cell, lambda f: jax.jacfwd(f, argnums=(0, 1)))
+
+    def test_hessian(self, cell: seqjax.Cell) -> None:
+        self.derivatives_agree(cell, lambda f: jax.jacfwd(jax.grad(f), argnums=1))
+
+    def test_gradient_of_a_gradient(self, cell: seqjax.Cell) -> None:
+        def penalty(f: Any) -> Any:
+            def norm(params: Any, xs: Any) -> jax.Array:
+                return jnp.square(jax.grad(f, argnums=1)(params, xs)).sum()
+
+            return jax.grad(norm, argnums=(0, 1))
+
+        self.derivatives_agree(cell, penalty)
+
+
+class TestWhereItDoesNotApply:
+    def test_a_cell_without_a_kernel(self) -> None:
+        class Plain(seqjax.RNNCell):
+            kernel = None
+
+        cell = Plain(3, 5)
+        params, xs = cases.random_params(cell), cases.random_inputs((4, 2, 3))
+        seqjax.scan(cell, params, xs)  # The default always applies.
+        message = "implementation 'xla' does not apply: this cell has no kernel.*Use None or 'scan'"
+        with pytest.raises(ValueError, match=message):
+            seqjax.scan(cell, params, xs, implementation="xla")
+
+    def test_a_mesh_with_explicit_axes(self) -> None:
+        cell = CELLS["gru"]
+        params, xs = cases.random_params(cell), cases.random_inputs((4, 2, 3))
+        mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+        with jax.set_mesh(mesh):
+            params, xs = jax.device_put((params, xs), P())
+            with pytest.raises(ValueError, match="'xla' does not apply: the mesh has explicit"):
+                seqjax.scan(cell, params, xs, implementation="xla")
+
+
+class TestRemat:
+    @pytest.mark.usefixtures("x64")
+    @pytest.mark.parametrize("implementation", ["scan", "xla"])
+    @pytest.mark.parametrize("length", [16, 23])
+    @reverse_or_not
+    def test_values_and_gradients_stay(
+        self, reverse: bool, length: int, implementation: str
+    ) -> None:
+        cell = CELLS["lstm"]
+        case = contract.make_case(cell, (ROWS,), length, jnp.float64)
+        mask = random_mask(length)
+
+        def loss(params: Any, xs: Any, carry: Any, remat: bool) -> Any:
+            carry, ys = seqjax.scan(
+                cell, params, xs, carry, mask=mask, reverse=reverse,
+                implementation=implementation, remat=remat,
+            )  # fmt: skip
+            return sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves((carry, ys)))
+
+        def run(remat: bool) -> Any:
+            function = functools.partial(loss, remat=remat)
+            return contract.quick_jit(jax.value_and_grad(function, argnums=(0, 1, 2)))(*case[:3])
+
+        contract.assert_close(run(True), run(False), 1e-11)
+
+    @pytest.mark.parametrize("implementation", ["scan", "xla"])
+    def test_memory_grows_with_the_root(self, implementation: str) -> None:
+        """Sixteen times the steps take about four times the memory."""
+        cell = seqjax.LSTMCell(1, 32)
+
+        def temporaries(length: int, remat: bool) -> int:
+            def loss(params: Any, xs: jax.Array) -> jax.Array:
+                carry, _ = seqjax.scan(cell, params, xs, implementation=implementation, remat=remat)
+                return carry.h.sum()
+
+            case = contract.abstract_case(cell, (64,), length, jnp.float32)
+            compiled = contract.quick_jit(jax.grad(loss)).lower(case.params, case.xs).compile()
+            return compiled.memory_analysis().temp_size_in_bytes
+
+        assert temporaries(1024, remat=False) > 8 * temporaries(64, remat=False)
+        assert temporaries(1024, remat=True) < 0.25 * temporaries(1024, remat=False)
+
+    def test_modules_pass_it_on(self) -> None:
+        xs = cases.random_inputs((9, 2, 3))
+        key = jax.random.key(0)
+
+        def programs(remat: bool) -> Iterator[str]:
+            for module in (
+                seqjax.nnx.GRU(3, 5, rngs=nnx.Rngs(0), remat=remat),
+                seqjax.nnx.Recurrent(CELLS["gru"], rngs=nnx.Rngs(0), remat=remat),
+            ):
+                yield str(jax.make_jaxpr(module)(xs))
+            for module in (
+                seqjax.linen.GRU(3, 5, remat=remat),
+                seqjax.linen.Recurrent(CELLS["gru"], remat=remat),
+            ):
+                yield str(jax.make_jaxpr(module.init_with_output)(key, xs))
+
+        chunks = "f32[3,3,2,3]"  # Nine steps in chunks of three.
+        assert all(chunks in program for program in programs(remat=True))
+        assert not any(chunks in program for program in programs(remat=False))
+
+    def test_not_a_bool(self) -> None:
+        cell = CELLS["gru"]
+        with pytest.raises(TypeError, match="remat should be of type bool, got: int"):
+            seqjax.scan(cell, cases.random_params(cell), cases.random_inputs((4, 3)), remat=1)
