@@ -11,6 +11,7 @@ import seqjax
 from seqjax.ops.dispatch import IMPLEMENTATIONS
 
 NOT_STEPPING = cases.LAYERS.keys() - cases.STEPPING.keys()
+COMPOSITIONS = cases.LAYERS.keys() - cases.CELLS.keys()
 
 # These share one compiled program.
 EVERYWHERE = [
@@ -20,7 +21,7 @@ EVERYWHERE = [
     contract.check_empty_rows_do_nothing,
     contract.check_dtypes_are_kept,
 ]
-DEFAULT = [*EVERYWHERE, contract.check_jit_equals_eager]
+DEFAULT = [contract.check_agrees_with_scan, contract.check_jit_equals_eager]
 NAMED = [
     *EVERYWHERE,
     contract.check_masked_rows_equal_rows_alone,
@@ -33,16 +34,25 @@ NAMED = [
 NAMED_WITH_STEP = [*NAMED, contract.check_chunks_equal_whole, contract.check_step_equals_scan]
 
 
-def parameters() -> Iterator[Any]:
-    """Checks of one layer stand together, and those of the default are fewer.
+def checks(name: str, implementation: str | None) -> list[Callable]:
+    """What to check, as compiling takes all the time.
 
     The default is one of the named implementations, which pass everything: agreeing with the plain
-    scan is enough there, and compiling everything once more would double the time.
+    scan is enough there. A cell without biases differs from the one with them by a term of its
+    equation; and a composition only hands an implementation on, which one of them shows in full.
     """
+    if implementation is None:
+        return DEFAULT
+    if name.endswith("no_bias") or (implementation == "scan" and name in COMPOSITIONS):
+        return EVERYWHERE
+    return NAMED_WITH_STEP if name in cases.STEPPING else NAMED
+
+
+def parameters() -> Iterator[Any]:
+    """Checks of one layer stand together."""
     for name, layer in cases.LAYERS.items():
-        named = NAMED_WITH_STEP if name in cases.STEPPING else NAMED
         for implementation in (None, *IMPLEMENTATIONS):
-            for check in DEFAULT if implementation is None else named:
+            for check in checks(name, implementation):
                 label = f"{name}-{implementation}-{check.__name__}"
                 yield pytest.param(check, layer, implementation, id=label)
 

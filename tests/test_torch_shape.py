@@ -849,7 +849,8 @@ class TestApply:
     """The three functions under the modules, called without Flax."""
 
     OPTIONS: ClassVar[dict[str, Any]] = {
-        "lengths": None, "mask": None, "key": None, "dtype": None, "implementation": None, "remat": False,
+        "lengths": None, "mask": None, "key": None, "dtype": None, "implementation": None,
+        "remat": False,
     }  # fmt: skip
 
     def test_stack(self):
