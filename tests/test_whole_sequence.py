@@ -19,8 +19,8 @@ from jax.sharding import PartitionSpec as P
 import seqjax
 import seqjax.linen
 import seqjax.nnx
-from seqjax.ops import whole_sequence
 from seqjax.ops.lstm.xla import LSTMKernel
+from seqjax.ops.whole_sequence import chunks
 
 ROWS = 3
 CELLS = {name: cases.CELLS[name] for name in ("rnn_relu", "lstm_proj", "gru")}
@@ -32,7 +32,7 @@ reverse_or_not = pytest.mark.parametrize("reverse", [False, True], ids=["forward
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Chunks of four steps."""
     jax.clear_caches()  # What was traced before has other chunks.
-    monkeypatch.setattr(whole_sequence, "ROWS_PER_CHUNK", 4 * ROWS)
+    monkeypatch.setattr(chunks, "ROWS_PER_CHUNK", 4 * ROWS)
     yield
     jax.clear_caches()
 
@@ -78,12 +78,12 @@ def test_chunks_equal_the_plain_scan(cell: seqjax.Cell, reverse: bool, masked: b
     ],
 )
 def test_steps_per_chunk(length: int, rows: int, masked: bool, expected: int) -> None:
-    assert whole_sequence.steps_per_chunk(length, rows, masked) == expected
+    assert chunks.steps_per_chunk(length, rows, masked) == expected
 
 
 def chunks_to_run(mask: Any, reverse: bool) -> Any:
-    plan = whole_sequence.Plan(LSTMKernel(), 4, reverse, 1)
-    return whole_sequence._chunks_to_run(plan, mask, len(mask) // 4)
+    plan = chunks.Plan(LSTMKernel(), 4, reverse, 1)
+    return chunks.chunks_to_run(plan, mask, len(mask) // 4)
 
 
 class TestPaddingIsNotComputed:
@@ -165,6 +165,23 @@ class TestEveryDerivative:
         self.derivatives_agree(cell, penalty)
 
 
+@each_cell
+@pytest.mark.parametrize("argument", ["params", "xs", "carry"])
+def test_gradient_of_one_argument_alone(cell: seqjax.Cell, argument: str) -> None:
+    """What does not move is left out of the derivative."""
+    case = contract.make_case(cell, (ROWS,), 4)
+
+    def gradient(implementation: str) -> Any:
+        def loss(value: Any) -> jax.Array:
+            params, xs, carry, _ = case._replace(**{argument: value})
+            _, ys = seqjax.scan(cell, params, xs, carry, implementation=implementation)
+            return jnp.sin(ys).sum()
+
+        return contract.quick_jit(jax.grad(loss))(getattr(case, argument))
+
+    contract.assert_close(gradient("xla"), gradient("scan"))
+
+
 class TestWhereItDoesNotApply:
     def test_a_cell_without_a_kernel(self) -> None:
         class Plain(seqjax.RNNCell):
@@ -176,6 +193,22 @@ class TestWhereItDoesNotApply:
         message = "implementation 'xla' does not apply: this cell has no kernel.*Use None or 'scan'"
         with pytest.raises(ValueError, match=message):
             seqjax.scan(cell, params, xs, implementation="xla")
+
+    def test_a_derived_cell_with_another_step(self) -> None:
+        """The step is the meaning: the inherited kernel does not stand in for it."""
+
+        class Doubled(seqjax.GRUCell):
+            def step(self, params: Any, carry: Any, x: Any) -> Any:
+                carry, y = super().step(params, carry, x)
+                return carry, 2 * y
+
+        cell = CELLS["gru"]
+        doubled = Doubled(cell.input_size, cell.hidden_size)
+        params, xs = cases.random_params(cell), cases.random_inputs((4, 2, 3))
+        _, expected = seqjax.scan(cell, params, xs)
+        np.testing.assert_allclose(seqjax.scan(doubled, params, xs)[1], 2 * expected, rtol=1e-5)
+        with pytest.raises(ValueError, match="this cell has no kernel"):
+            seqjax.scan(doubled, params, xs, implementation="xla")
 
     def test_a_mesh_with_explicit_axes(self) -> None:
         cell = CELLS["gru"]

@@ -10,10 +10,11 @@ from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
 from seqjax.initializers import torch_uniform
-from seqjax.ops import reference, whole_sequence
+from seqjax.ops import reference
 from seqjax.ops.dispatch import choose_implementation
 from seqjax.ops.kernel import Kernel, State
 from seqjax.ops.rematerialization import in_chunks
+from seqjax.ops.whole_sequence.scan import scan as whole_sequence_scan
 
 Carry = Any
 """A pytree of arrays `(*batch, features)`: the state between two steps."""
@@ -113,7 +114,10 @@ class Cell(Layer):
 
     @property
     def kernel(self) -> Kernel | None:
-        """What `implementation="xla"` needs to know of the cell; None: it has no such thing."""
+        """What `implementation="xla"` needs to know of the cell; None: it has no such thing.
+
+        It has to mean what `step` means. A derived class with another `step` has none of its own.
+        """
         return None
 
     def run(
@@ -130,12 +134,17 @@ class Cell(Layer):
         remat: bool,
     ) -> tuple[Carry, jax.Array]:
         del key  # A cell draws nothing; dropout sits between layers.
-        name = choose_implementation(implementation, self.kernel, xs)
+        name = choose_implementation(implementation, self._kernel_of_step(), xs)
         run = self._scan if name == "scan" else self._whole_sequence
         run = functools.partial(run, reverse=reverse, unroll=unroll)
         if remat:
             return in_chunks(run, params, carry, xs, mask=mask, reverse=reverse)
         return run(params, carry, xs, mask=mask)
+
+    def _kernel_of_step(self) -> Kernel | None:
+        """The kernel, unless a derived class has a step of its own and no kernel beside it."""
+        owner = next(cls for cls in type(self).__mro__ if {"step", "kernel"} & vars(cls).keys())
+        return self.kernel if "kernel" in vars(owner) else None
 
     def _scan(
         self, params: Params, carry: Carry, xs: jax.Array, **options: Any
@@ -148,7 +157,7 @@ class Cell(Layer):
         # A cell with a kernel has a state of one or two arrays: h, or h and c.
         h, c = carry if isinstance(carry, tuple) else (carry, None)
         kernel: Any = self.kernel
-        state, ys = whole_sequence.scan(kernel, params, State(h, c), xs, **options)
+        state, ys = whole_sequence_scan(kernel, params, State(h, c), xs, **options)
         return jax.tree.unflatten(jax.tree.structure(carry), jax.tree.leaves(state)), ys
 
 

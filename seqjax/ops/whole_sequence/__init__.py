@@ -1,0 +1,1 @@
+"""`implementation="xla"`: a whole sequence at once, with a derivative of its own."""

@@ -1,0 +1,149 @@
+"""The forward pass, with or without what the derivative needs."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from seqjax.ops.kernel import Kernel, Saved, State, barrier
+from seqjax.ops.masking import where_valid
+from seqjax.ops.precision import accumulation_dtype, cast_like, project, widen
+from seqjax.ops.sharding import vary_like
+from seqjax.ops.whole_sequence.chunks import Plan, chunks_to_run
+
+
+class Residuals(NamedTuple):
+    """What the forward pass keeps for the derivative."""
+
+    hs: jax.Array  # (T, rows, features): h after every step, padding included.
+    cs: jax.Array | None  # (T, rows, hidden_size)
+    saved: Saved  # Leaves (T, rows, features).
+    starts: (
+        Any  # A State with leaves (chunks, rows, features): the state in which a chunk is entered.
+    )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def forward_and_save(
+    plan: Plan, params: Any, state: State, xs: jax.Array, mask: jax.Array | None
+) -> tuple[State, Residuals]:
+    return forward(plan, params, state, xs, mask, save=True)
+
+
+@forward_and_save.defjvp
+def _forward_and_save_jvp(plan: Plan, primals: Any, tangents: Any) -> Any:
+    """Second derivatives are those of a plain scan: only the first are made fast."""
+    params, state, xs, mask = primals
+    values = forward_and_save(plan, *primals)
+
+    def plainly(params: Any, state: State, xs: jax.Array) -> tuple[State, Residuals]:
+        return _save_plainly(plan, params, state, xs, mask)
+
+    _, d_values = jax.jvp(plainly, (params, state, xs), tuple(tangents[:3]))
+    return values, d_values
+
+
+def forward(
+    plan: Plan,
+    params: Any,
+    state: State,
+    xs: jax.Array,
+    mask: jax.Array | None,
+    *,
+    save: bool,
+) -> tuple[State, Residuals]:
+    """The final state, `hs`, and the rest of the residuals where asked to save them."""
+    chunks = xs.shape[0] // plan.steps
+    order, count = chunks_to_run(plan, mask, chunks)
+
+    def run_chunk(index: Any, loop: Any) -> Any:
+        state, residuals = loop
+        chunk = index if order is None else order[index]
+        start = chunk * plan.steps
+        if save:
+            starts = jax.tree.map(_put(chunk), residuals.starts, state)
+            residuals = residuals._replace(starts=starts)
+        inputs = lax.dynamic_slice_in_dim(xs, start, plan.steps)
+        from_xs = barrier(_project_inputs(plan.kernel, params, inputs))
+        valid = None if mask is None else lax.dynamic_slice_in_dim(mask, start, plan.steps)
+
+        def run_step(index: Any, loop: Any) -> Any:
+            state, residuals = loop
+            step = plan.steps - 1 - index if plan.reverse else index
+            new_state, saved = _step(
+                plan.kernel, params, state, from_xs[step], None if valid is None else valid[step]
+            )
+            put = _put(start + step)
+            residuals = residuals._replace(hs=put(residuals.hs, new_state.h))
+            if save:
+                residuals = residuals._replace(
+                    cs=jax.tree.map(put, residuals.cs, new_state.c),
+                    saved=jax.tree.map(put, residuals.saved, saved),
+                )
+            return new_state, residuals
+
+        unroll = min(plan.unroll, plan.steps)
+        return lax.fori_loop(0, plan.steps, run_step, (state, residuals), unroll=unroll)
+
+    shapes = jax.eval_shape(functools.partial(_save_plainly, plan), params, state, xs, mask)[1]
+    buffers = jax.tree.map(_buffer, shapes if save else Residuals(shapes.hs, None, None, None))
+    loop = (state, vary_like(buffers, (state, xs, mask)))
+    return run_chunk(0, loop) if chunks == 1 else lax.fori_loop(0, count, run_chunk, loop)
+
+
+def _save_plainly(
+    plan: Plan, params: Any, state: State, xs: jax.Array, mask: jax.Array | None
+) -> tuple[State, Residuals]:
+    """What `_forward` computes, by a plain scan."""
+    params_dtypes, params = params, widen(params)
+
+    def body(state: State, inputs: Any) -> Any:
+        from_x, valid = inputs
+        step_params = cast_like(params, params_dtypes)
+        new_state, saved = _step(plan.kernel, step_params, state, from_x, valid)
+        return new_state, (state, new_state, saved)
+
+    from_xs = _project_inputs(plan.kernel, cast_like(params, params_dtypes), xs)
+    state, (before, after, saved) = lax.scan(body, state, (from_xs, mask), reverse=plan.reverse)
+    first = plan.steps - 1 if plan.reverse else 0
+    starts = jax.tree.map(lambda leaf: leaf[first :: plan.steps], before)
+    return state, Residuals(after.h, after.c, saved, starts)
+
+
+def _project_inputs(kernel: Kernel, params: Any, xs: jax.Array) -> jax.Array:
+    """`xs @ w_ih` and the biases that belong to it, as one product: (steps, rows, gates)."""
+    steps, rows, features = xs.shape
+    bias = params.b_ih
+    if bias is not None and not kernel.separate:
+        bias = bias.astype(accumulation_dtype(bias.dtype)) + params.b_hh.astype(
+            accumulation_dtype(bias.dtype)
+        )
+    product = project(xs.reshape(steps * rows, features), params.w_ih, bias)
+    return product.reshape(steps, rows, product.shape[-1])
+
+
+def _step(
+    kernel: Kernel, params: Any, state: State, from_x: jax.Array, valid: jax.Array | None
+) -> tuple[State, Saved]:
+    from_h = project(state.h, params.w_hh, params.b_hh if kernel.separate else None)
+    m, c, saved = kernel.step(from_x, from_h, state)
+    h = m.astype(state.h.dtype)
+    if projection(params) is not None:
+        h = project(h, params.w_hr).astype(state.h.dtype)
+    new_state = State(h, c)
+    return (new_state if valid is None else where_valid(valid, new_state, state)), saved
+
+
+def _put(index: Any) -> Any:
+    return lambda buffer, value: lax.dynamic_update_index_in_dim(buffer, value, index, 0)
+
+
+def _buffer(shape: jax.ShapeDtypeStruct) -> jax.Array:
+    # Without the barrier XLA makes one array of zeros for several buffers, and then copies of it.
+    return barrier(jnp.zeros(shape.shape, shape.dtype))
+
+
+def projection(params: Any) -> jax.Array | None:
+    return getattr(params, "w_hr", None)

@@ -1,0 +1,154 @@
+"""The derivative: a recurrence that is linear in the tangents, over the gates that were saved."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+from seqjax.ops.kernel import Kernel, State, barrier
+from seqjax.ops.masking import where_valid
+from seqjax.ops.precision import widen
+from seqjax.ops.sharding import vary_like
+from seqjax.ops.whole_sequence.chunks import Plan, any_row
+from seqjax.ops.whole_sequence.forward import Residuals, projection
+
+
+def tangents_of_run(
+    plan: Plan,
+    params: Any,
+    xs: jax.Array,
+    mask: jax.Array | None,
+    residuals: Residuals,
+    d_params: Any,
+    d_state: State,
+    d_xs: Any,
+) -> tuple[State, jax.Array]:
+    """Tangents of the final state and of `hs`: a scan that is linear in the last three arguments.
+
+    Everything is in the accumulation dtype, so that sums over time are, too.
+    """
+    kernel, length = plan.kernel, xs.shape[0]
+    chunks = length // plan.steps
+    weights_move = not all(isinstance(leaf, SymbolicZero) for leaf in jax.tree.leaves(d_params))
+    d_params, d_state = widen(jax.tree.map(_instantiate, (d_params, d_state)))
+    d_xs = None if isinstance(d_xs, SymbolicZero) else widen(d_xs)
+    params = widen(params)
+    # Inside of jax.shard_map the sum over devices belongs after the loop, not into each step.
+    like = (xs, mask, residuals)
+    params, d_params, d_state = vary_like((params, d_params, d_state), like)
+    # Transposed for the backward loop once, and not at every step of it.
+    w_hh = barrier(params.w_hh.T)
+    w_hr = projection(params)
+
+    # Recomputed in the backward pass, chunk by chunk and step by step: what is kept between the
+    # passes are the residuals alone, and not every factor of the derivative.
+    remat = functools.partial(jax.checkpoint, prevent_cse=False)
+
+    @remat
+    def run_step(d_state: State, inputs: Any) -> Any:
+        before, after, saved, d_from_x, d_from_h, d_h, valid = inputs
+        d_from_h = _plus(_dot(d_state.h, w_hh, 1, 1), d_from_h)
+        d_m, d_c = kernel.tangent(saved, before, after, d_from_x, d_from_h, d_state)
+        d_new = State(d_m if w_hr is None else _plus(d_m @ w_hr, d_h), d_c)
+        if valid is not None:
+            d_new = where_valid(valid, d_new, d_state)
+        return d_new, d_new.h
+
+    def run_chunk(d_state: State, inputs: Any) -> Any:
+        x, d_x, valid, chunk = inputs
+        after = State(chunk.hs, chunk.cs)
+        before = jax.tree.map(functools.partial(_shift, plan.reverse), chunk.starts, after)
+        d_from_x, d_from_h = _tangents_of_products(
+            kernel, params, d_params if weights_move else None, widen(x), d_x, widen(before.h)
+        )
+        d_h = None
+        if w_hr is not None and weights_move:
+            hidden = kernel.hidden(chunk.saved, after)
+            d_h = _product(hidden, d_params.w_hr)
+        steps = (widen(before), widen(after), chunk.saved, d_from_x, d_from_h, d_h, valid)
+        return lax.scan(run_step, d_state, steps, reverse=plan.reverse)
+
+    @remat
+    def run_chunk_unless_padding(d_state: State, inputs: Any) -> Any:
+        if mask is None:
+            return run_chunk(d_state, inputs[0])
+        zeros = functools.partial(jnp.zeros, (plan.steps, *d_state.h.shape), d_state.h.dtype)
+        skip = lambda d_state, _: (d_state, vary_like(zeros(), like))  # noqa: E731
+        return lax.cond(inputs[1], run_chunk, skip, d_state, inputs[0])
+
+    def split(leaf: jax.Array) -> jax.Array:
+        return leaf.reshape(chunks, plan.steps, *leaf.shape[1:])
+
+    split_residuals = jax.tree.map(split, residuals._replace(starts=None))
+    inputs = (
+        *jax.tree.map(split, (xs, d_xs, mask)),
+        split_residuals._replace(starts=residuals.starts),
+    )
+    active = None if mask is None else any_row(mask.reshape(chunks, plan.steps * mask.shape[1]))
+    d_state, d_hs = lax.scan(
+        run_chunk_unless_padding,
+        d_state,
+        (inputs, active),
+        reverse=plan.reverse,
+        unroll=chunks if chunks == 1 else 1,
+    )
+    return d_state, d_hs.reshape(length, *d_hs.shape[2:])
+
+
+def _tangents_of_products(
+    kernel: Kernel, params: Any, d_params: Any, x: jax.Array, d_x: Any, h: jax.Array
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """Tangents of a chunk's `from_x` and `from_h`, but for the part that comes with `d_h`.
+
+    Where the cell adds up the two, so does this, in one product over inputs and states together.
+    """
+    d_from_x = None if d_x is None else _product(d_x, params.w_ih, transposed=False)
+    if d_params is None and not kernel.separate:
+        return None, d_from_x
+    if d_params is None:
+        if d_from_x is None:
+            d_from_x = jnp.zeros((*x.shape[:2], params.w_ih.shape[1]), x.dtype)
+        return d_from_x, None
+    if kernel.separate:
+        d_from_x = _plus(_product(x, d_params.w_ih), d_from_x, d_params.b_ih)
+        return d_from_x, _plus(_product(h, d_params.w_hh), d_params.b_hh)
+    both = jnp.concatenate([x, h], axis=-1)
+    d_weights = jnp.concatenate([d_params.w_ih, d_params.w_hh])
+    return None, _plus(_product(both, d_weights), d_from_x, d_params.b_ih, d_params.b_hh)
+
+
+def _product(values: jax.Array, weight: jax.Array, transposed: bool = True) -> jax.Array:
+    """`values @ weight`, (steps, rows, features), arranged for the gradient of one of the two.
+
+    The gradient of the weight is `values.T @ gradient`: XLA's product is fastest with the transpose
+    written out, which a barrier makes it do.
+    """
+    steps, rows, features = values.shape
+    flat = values.reshape(steps * rows, features)
+    product = _dot(barrier(flat.T), weight, 0, 0) if transposed else flat @ weight
+    return product.reshape(steps, rows, product.shape[-1])
+
+
+def _dot(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
+    return lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((), ())))
+
+
+def _plus(first: jax.Array, *others: jax.Array | None) -> jax.Array:
+    """The sum of what is there."""
+    return functools.reduce(lambda a, b: a if b is None else a + b, others, first)
+
+
+def _shift(reverse: bool, start: jax.Array, after: jax.Array) -> jax.Array:
+    """The states before a chunk's steps, from those after them and the one it is entered in."""
+    if reverse:
+        return jnp.concatenate([after[1:], start[None]])
+    return jnp.concatenate([start[None], after[:-1]])
+
+
+def _instantiate(tangent: Any) -> jax.Array:
+    if isinstance(tangent, SymbolicZero):
+        return jnp.zeros(tangent.shape, tangent.dtype)
+    return tangent
