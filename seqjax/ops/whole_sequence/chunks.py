@@ -11,6 +11,9 @@ from seqjax.ops.kernel import Kernel
 ROWS_PER_CHUNK = 1024
 """About so many rows of inputs (steps times batch) are multiplied at a time."""
 
+STEPS_PER_CHUNK = 128
+"""At most about so many steps, however few the rows: one row's states then stay in the cache."""
+
 
 class Plan(NamedTuple):
     """What is known when tracing."""
@@ -22,11 +25,12 @@ class Plan(NamedTuple):
 
 
 def steps_per_chunk(length: int, rows: Any, masked: bool) -> int:
-    """Steps that make some `ROWS_PER_CHUNK` rows, if possible a divisor of `length`.
+    """Steps that make some `ROWS_PER_CHUNK` rows; where possible, a divisor of `length`.
 
     Chunks of padding alone are skipped, so a masked sequence has some 16 of them at least.
     """
     wanted = max(1, ROWS_PER_CHUNK // max(rows, 1)) if isinstance(rows, int) else 16
+    wanted = min(wanted, STEPS_PER_CHUNK)
     if masked:
         wanted = min(wanted, max(16, length // 16))
     if wanted >= length:
