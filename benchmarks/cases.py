@@ -69,6 +69,16 @@ class Case:
         return 2 if self.bidirectional else 1
 
     @property
+    def output_size(self) -> int:
+        """Features of a layer's output."""
+        return self.num_directions * self.hidden_size
+
+    @property
+    def input_sizes(self) -> list[int]:
+        """Features of each layer's input."""
+        return [self.input_size] + [self.output_size] * (self.num_layers - 1)
+
+    @property
     def gates(self) -> int:
         """How many gates lie side by side in a weight."""
         return {"LSTM": 4, "GRU": 3, "RNN": 1}[self.cell]

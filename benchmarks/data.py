@@ -48,16 +48,16 @@ def make_data(case: Case, dtype: str) -> Data:
         shapes = (input_size, columns), (case.hidden_size, columns), (columns,)
         return CellWeights(*(rounded(rng.uniform(-bound, bound, shape)) for shape in shapes))
 
-    output_size = case.num_directions * case.hidden_size
-    input_sizes = [case.input_size] + [output_size] * (case.num_layers - 1)
-    weights = [[cell_weights(size) for _ in range(case.num_directions)] for size in input_sizes]
+    weights = [
+        [cell_weights(size) for _ in range(case.num_directions)] for size in case.input_sizes
+    ]
     lengths = rng.integers(1, case.time + 1, case.batch, np.int32) if case.ragged else None
     longest = case.time if lengths is None else lengths
     mask = (np.arange(case.time)[:, None] < np.broadcast_to(longest, case.batch))[..., None]
     return Data(
         weights=weights,
         xs=rounded(rng.standard_normal((case.time, case.batch, case.input_size))),
-        cotangent=rounded(rng.standard_normal((case.time, case.batch, output_size)) * mask),
+        cotangent=rounded(rng.standard_normal((case.time, case.batch, case.output_size)) * mask),
         lengths=lengths,
         mask=mask.astype(np.float64),
         embedding=rounded(rng.standard_normal((VOCABULARY, case.input_size))),

@@ -4,9 +4,9 @@ import importlib
 
 from benchmarks.cases import Case
 from benchmarks.peers.program import Peer, Settings
+from benchmarks.results import BASELINE
 from seqjax.ops.dispatch import IMPLEMENTATIONS
 
-BASELINE = "seqjax"
 REFERENCE = "seqjax-scan"
 VARIANTS = {"full_lengths": "seqjax-full-lengths", "vmap": "seqjax-vmap"}
 """Group -> what it measures `seqjax` against: seqjax itself, used in another way."""

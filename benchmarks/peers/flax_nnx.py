@@ -22,8 +22,7 @@ class Peer(JaxPeer):
     distribution = "flax"
 
     def network(self, case: Case) -> Network:
-        sizes = [case.input_size] + [case.num_directions * case.hidden_size] * (case.num_layers - 1)
-        layers = nnx.List([self._layer(case, size) for size in sizes])
+        layers = nnx.List([self._layer(case, size) for size in case.input_sizes])
         graph, params, rest = nnx.split(layers, nnx.Param, ...)
 
         def convert(weights: Any) -> Any:

@@ -29,10 +29,9 @@ class Peer(JaxPeer):
         return None
 
     def network(self, case: Case) -> Network:
-        sizes = [case.input_size] + [case.num_directions * case.hidden_size] * (case.num_layers - 1)
         layers = [
             [self._layer(case, size, backwards) for backwards in range(case.num_directions)]
-            for size in sizes
+            for size in case.input_sizes
         ]
 
         def apply(params: Any, xs: jax.Array, lengths: jax.Array | None) -> tuple[Any, jax.Array]:

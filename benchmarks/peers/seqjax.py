@@ -62,8 +62,7 @@ def _cell(case: Case, input_size: int) -> seqjax.Cell:
 
 def _layer(case: Case) -> seqjax.Layer:
     """A bare cell where that is all there is."""
-    sizes = [case.input_size] + [case.num_directions * case.hidden_size] * (case.num_layers - 1)
-    cells = [_cell(case, size) for size in sizes]
+    cells = [_cell(case, size) for size in case.input_sizes]
     layers = [seqjax.Bidirectional(cell, cell) if case.bidirectional else cell for cell in cells]
     return seqjax.Stack(layers) if len(layers) > 1 else layers[0]
 

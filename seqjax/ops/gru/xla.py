@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from seqjax.ops.kernel import Kernel, Saved, State, barrier
-from seqjax.ops.precision import accumulation_dtype
+from seqjax.ops.precision import widen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class GRUKernel(Kernel):
         rz = 0.5 + 0.5 * tanh_rz
         r, z = jnp.split(rz, 2, axis=-1)
         n = jnp.tanh(x_n + r * h_n)
-        h = state.h.astype(accumulation_dtype(state.h.dtype))
+        h = widen(state.h)
         return n + z * (h - n), None, (rz, n, h_n)
 
     def tangent(
@@ -41,8 +41,7 @@ class GRUKernel(Kernel):
         d_rz = rz * (1 - rz) * (d_x_rz + d_h_rz)
         d_r, d_z = jnp.split(d_rz, 2, axis=-1)
         d_n = (1 - n * n) * (d_x_n + h_n * d_r + r * d_h_n)
-        h = before.h.astype(n.dtype)
-        return (1 - z) * d_n + z * d.h + (h - n) * d_z, None
+        return (1 - z) * d_n + z * d.h + (before.h - n) * d_z, None
 
 
 def _split(gates: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -49,14 +49,20 @@ def chunks_to_run(
     forward = jnp.arange(chunks)
     if mask is None:
         return (forward[::-1] if plan.reverse else None), chunks
-    active = any_row(mask.reshape(chunks, plan.steps * mask.shape[1]))
+    active = active_chunks(plan, mask)
     active = active[::-1] if plan.reverse else active
     (order,) = jnp.nonzero(active, size=chunks, fill_value=0)
     return (chunks - 1 - order if plan.reverse else order), active.sum()
 
 
+def active_chunks(plan: Plan, mask: jax.Array) -> jax.Array:
+    """Which chunks hold anything but padding: mask (T, rows) to (chunks,)."""
+    steps, rows = mask.shape
+    return _any_row(mask.reshape(steps // plan.steps, plan.steps * rows))
+
+
 @custom_vmap
-def any_row(mask: jax.Array) -> jax.Array:
+def _any_row(mask: jax.Array) -> jax.Array:
     """Whether anything in a chunk is valid: (chunks, steps * rows) to (chunks,).
 
     Under `jax.vmap` this is one answer for all sequences together, since they run together: a loop
@@ -65,6 +71,6 @@ def any_row(mask: jax.Array) -> jax.Array:
     return jnp.any(mask, axis=1)
 
 
-@any_row.def_vmap
+@_any_row.def_vmap
 def _any_row_of_any_sequence(axis_size: int, in_batched: Any, mask: jax.Array) -> Any:
-    return any_row(jnp.any(mask, axis=0) if in_batched[0] else mask), False
+    return _any_row(jnp.any(mask, axis=0) if in_batched[0] else mask), False

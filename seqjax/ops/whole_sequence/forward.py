@@ -9,7 +9,7 @@ from jax import lax
 
 from seqjax.ops.kernel import Kernel, Saved, State, barrier
 from seqjax.ops.masking import where_valid
-from seqjax.ops.precision import accumulation_dtype, cast_like, project, widen
+from seqjax.ops.precision import cast_like, project, widen
 from seqjax.ops.sharding import vary_like
 from seqjax.ops.whole_sequence.chunks import Plan, chunks_to_run
 
@@ -96,16 +96,16 @@ def forward(
 def _save_plainly(
     plan: Plan, params: Any, state: State, xs: jax.Array, mask: jax.Array | None
 ) -> tuple[State, Residuals]:
-    """What `_forward` computes, by a plain scan."""
-    params_dtypes, params = params, widen(params)
+    """What `forward_and_save` computes, by a plain scan."""
+    wide_params = widen(params)
 
     def body(state: State, inputs: Any) -> Any:
         from_x, valid = inputs
-        step_params = cast_like(params, params_dtypes)
+        step_params = cast_like(wide_params, params)
         new_state, saved = _step(plan.kernel, step_params, state, from_x, valid)
         return new_state, (state, new_state, saved)
 
-    from_xs = _project_inputs(plan.kernel, cast_like(params, params_dtypes), xs)
+    from_xs = _project_inputs(plan.kernel, params, xs)
     state, (before, after, saved) = lax.scan(body, state, (from_xs, mask), reverse=plan.reverse)
     first = plan.steps - 1 if plan.reverse else 0
     starts = jax.tree.map(lambda leaf: leaf[first :: plan.steps], before)
@@ -117,9 +117,7 @@ def _project_inputs(kernel: Kernel, params: Any, xs: jax.Array) -> jax.Array:
     steps, rows, features = xs.shape
     bias = params.b_ih
     if bias is not None and not kernel.separate:
-        bias = bias.astype(accumulation_dtype(bias.dtype)) + params.b_hh.astype(
-            accumulation_dtype(bias.dtype)
-        )
+        bias = widen(bias) + widen(params.b_hh)
     product = project(xs.reshape(steps * rows, features), params.w_ih, bias)
     return product.reshape(steps, rows, product.shape[-1])
 

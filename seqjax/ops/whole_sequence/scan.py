@@ -11,6 +11,7 @@ The derivative is itself made of differentiable parts, so every order and mode w
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -47,7 +48,7 @@ def scan(
       unroll: steps per iteration of the loop.
     """
     length, *batch, _ = xs.shape
-    rows = functools.reduce(lambda a, b: a * b, batch, 1)
+    rows = math.prod(batch)
     flat = functools.partial(_with_batch, batch, (rows,))
     state = jax.tree.map(functools.partial(flat, 0), state)
     xs = flat(1, xs)

@@ -12,7 +12,7 @@ from seqjax.ops.kernel import Kernel, State, barrier
 from seqjax.ops.masking import where_valid
 from seqjax.ops.precision import widen
 from seqjax.ops.sharding import vary_like
-from seqjax.ops.whole_sequence.chunks import Plan, any_row
+from seqjax.ops.whole_sequence.chunks import Plan, active_chunks
 from seqjax.ops.whole_sequence.forward import Residuals, projection
 
 
@@ -71,13 +71,15 @@ def tangents_of_run(
         steps = (widen(before), widen(after), chunk.saved, d_from_x, d_from_h, d_h, valid)
         return lax.scan(run_step, d_state, steps, reverse=plan.reverse)
 
+    def skip_chunk(d_state: State, _: Any) -> Any:
+        d_hs = jnp.zeros((plan.steps, *d_state.h.shape), d_state.h.dtype)
+        return d_state, vary_like(d_hs, like)
+
     @remat
     def run_chunk_unless_padding(d_state: State, inputs: Any) -> Any:
         if mask is None:
             return run_chunk(d_state, inputs[0])
-        zeros = functools.partial(jnp.zeros, (plan.steps, *d_state.h.shape), d_state.h.dtype)
-        skip = lambda d_state, _: (d_state, vary_like(zeros(), like))  # noqa: E731
-        return lax.cond(inputs[1], run_chunk, skip, d_state, inputs[0])
+        return lax.cond(inputs[1], run_chunk, skip_chunk, d_state, inputs[0])
 
     def split(leaf: jax.Array) -> jax.Array:
         return leaf.reshape(chunks, plan.steps, *leaf.shape[1:])
@@ -87,13 +89,9 @@ def tangents_of_run(
         *jax.tree.map(split, (xs, d_xs, mask)),
         split_residuals._replace(starts=residuals.starts),
     )
-    active = None if mask is None else any_row(mask.reshape(chunks, plan.steps * mask.shape[1]))
+    active = None if mask is None else active_chunks(plan, mask)
     d_state, d_hs = lax.scan(
-        run_chunk_unless_padding,
-        d_state,
-        (inputs, active),
-        reverse=plan.reverse,
-        unroll=chunks if chunks == 1 else 1,
+        run_chunk_unless_padding, d_state, (inputs, active), reverse=plan.reverse
     )
     return d_state, d_hs.reshape(length, *d_hs.shape[2:])
 
