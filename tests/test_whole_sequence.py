@@ -30,9 +30,10 @@ reverse_or_not = pytest.mark.parametrize("reverse", [False, True], ids=["forward
 
 @pytest.fixture
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Chunks of four steps."""
+    """Chunks of four steps, and without a derivative of eight or so."""
     jax.clear_caches()  # What was traced before has other chunks.
-    monkeypatch.setattr(chunks, "ROWS_PER_CHUNK", 4 * ROWS)
+    monkeypatch.setattr(chunks, "ROWS_PER_GRADIENT", 4 * ROWS)
+    monkeypatch.setattr(chunks, "ROWS_PER_CHUNK", 8 * ROWS)
     yield
     jax.clear_caches()
 
@@ -65,24 +66,26 @@ def test_chunks_equal_the_plain_scan(cell: seqjax.Cell, reverse: bool, masked: b
 
 
 @pytest.mark.parametrize(
-    ("length", "rows", "masked", "expected"),
+    ("length", "rows", "weights", "expected"),
     [
-        (28, 32, False, 28),  # One chunk holds it all.
-        (512, 32, False, 32),  # 1024 rows.
-        (100, 64, False, 20),  # 16 steps would be 1024 rows: the nearest divisor.
-        (101, 64, False, 16),  # No divisor: the rest comes by itself.
-        (1000, 1, False, 125),  # Not many more than 128 steps.
-        (1000, 1, True, 50),  # Sixteen chunks or more, so that padding can be skipped.
-        (7, 5000, False, 1),
-        (5, 0, False, 5),
+        (28, 32, 1000, (7, 28)),  # 256 rows in training; without a derivative, one chunk of all.
+        (512, 32, 1000, (8, 32)),
+        (512, 32, 2**21, (32, 32)),  # Gradients of large weights are summed in longer products.
+        (100, 64, 1000, (4, 20)),  # 16 steps would be 1024 rows: the nearest divisor.
+        (101, 64, 1000, (4, 20)),  # No divisor: the step that is left over comes by itself.
+        (1000, 1, 1000, (40, 40)),  # Not many more than 32 steps.
+        (50, 256, 1000, (2, 2)),
+        (7, 5000, 1000, (1, 1)),
+        (5, 0, 1000, (5, 5)),
+        (0, 3, 1000, (1, 1)),
     ],
 )
-def test_steps_per_chunk(length: int, rows: int, masked: bool, expected: int) -> None:
-    assert chunks.steps_per_chunk(length, rows, masked) == expected
+def test_steps_per_chunk(length: int, rows: int, weights: int, expected: tuple[int, int]) -> None:
+    assert chunks.steps_per_chunk(length, rows, weights) == expected
 
 
 def chunks_to_run(mask: Any, reverse: bool) -> Any:
-    plan = chunks.Plan(LSTMKernel(), 4, reverse, 1)
+    plan = chunks.Plan(LSTMKernel(), 4, 4, reverse, 1)
     return chunks.chunks_to_run(plan, mask, len(mask) // 4)
 
 

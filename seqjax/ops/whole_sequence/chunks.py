@@ -9,34 +9,66 @@ from jax.custom_batching import custom_vmap
 from seqjax.ops.kernel import Kernel
 
 ROWS_PER_CHUNK = 1024
-"""About so many rows of inputs (steps times batch) are multiplied at a time."""
+"""Rows of inputs (steps times batch) that are multiplied at a time, about."""
 
-STEPS_PER_CHUNK = 128
-"""At most about so many steps, however few the rows: one row's states then stay in the cache."""
+ROWS_PER_GRADIENT = 256
+"""Rows of a chunk in training, about.
+
+The gradient of a weight is one product a chunk. The more rows it sums, the larger its rounding
+error: at 256 rows it is PyTorch's, at 1024 two to four times that.
+"""
+
+LARGE_WEIGHTS = 2**20
+"""Weights of more elements take `ROWS_PER_CHUNK` in training, too.
+
+No cache holds their gradient, which is read and written once a chunk.
+"""
+
+STEPS_PER_CHUNK = (2, 32)
+"""At least and at most about so many steps, whatever the rows.
+
+One row's products could be longer, but under `jax.vmap` a row stands for many, and a chunk of
+padding is what is skipped.
+"""
 
 
 class Plan(NamedTuple):
     """What is known when tracing."""
 
     kernel: Kernel
-    steps: int  # Steps a chunk: a divisor of the number of steps.
+    steps: int  # Steps a chunk in training: a divisor of the number of steps.
+    forward_steps: int  # Steps a chunk without a derivative: a divisor, and a multiple of `steps`.
     reverse: bool
     unroll: int
 
 
-def steps_per_chunk(length: int, rows: Any, masked: bool) -> int:
-    """Steps that make some `ROWS_PER_CHUNK` rows; where possible, a divisor of `length`.
+def steps_per_chunk(length: int, rows: Any, weights: int) -> tuple[int, int]:
+    """Steps a chunk in training, where possible a divisor of `length`, and without a derivative.
 
-    Chunks of padding alone are skipped, so a masked sequence has some 16 of them at least.
+    Args:
+      length: steps in all.
+      rows: rows of the batch; may be symbolic.
+      weights: elements of the weights.
     """
-    wanted = max(1, ROWS_PER_CHUNK // max(rows, 1)) if isinstance(rows, int) else 16
-    wanted = min(wanted, STEPS_PER_CHUNK)
-    if masked:
-        wanted = min(wanted, max(16, length // 16))
+    rows_per_gradient = ROWS_PER_GRADIENT if weights <= LARGE_WEIGHTS else ROWS_PER_CHUNK
+    wanted = _steps(rows_per_gradient, rows)
+    steps = max(1, _nearest_divisor(length, wanted, default=wanted))
+    times = _nearest_divisor(length // steps, _steps(ROWS_PER_CHUNK, rows) // steps, default=1)
+    return steps, steps * max(1, times)
+
+
+def _steps(rows_per_chunk: int, rows: Any) -> int:
+    fewest, most = STEPS_PER_CHUNK
+    wanted = rows_per_chunk // max(rows, 1) if isinstance(rows, int) else fewest
+    return min(max(wanted, fewest), most)
+
+
+def _nearest_divisor(length: int, wanted: int, default: int) -> int:
+    """A divisor of `length` between half and twice `wanted`, or the default."""
     if wanted >= length:
         return length
-    divisors = [d for d in range((wanted + 1) // 2, 2 * wanted + 1) if length % d == 0]
-    return min(divisors, key=lambda d: max(d / wanted, wanted / d), default=wanted)
+    divisors = [d for d in range((wanted + 1) // 2, 2 * wanted + 1) if d and length % d == 0]
+    return min(divisors, key=lambda d: max(d / wanted, wanted / d), default=default)
 
 
 def chunks_to_run(

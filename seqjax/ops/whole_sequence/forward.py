@@ -87,8 +87,7 @@ def forward(
         unroll = min(plan.unroll, plan.steps)
         return lax.fori_loop(0, plan.steps, run_step, (state, residuals), unroll=unroll)
 
-    shapes = jax.eval_shape(functools.partial(_save_plainly, plan), params, state, xs, mask)[1]
-    buffers = jax.tree.map(_buffer, shapes if save else Residuals(shapes.hs, None, None, None))
+    buffers = _buffers(plan, params, state, xs, save=save)
     loop = (state, vary_like(buffers, (state, xs, mask)))
     return run_chunk(0, loop) if chunks == 1 else lax.fori_loop(0, count, run_chunk, loop)
 
@@ -138,9 +137,25 @@ def _put(index: Any) -> Any:
     return lambda buffer, value: lax.dynamic_update_index_in_dim(buffer, value, index, 0)
 
 
-def _buffer(shape: jax.ShapeDtypeStruct) -> jax.Array:
-    # Without the barrier XLA makes one array of zeros for several buffers, and then copies of it.
-    return barrier(jnp.zeros(shape.shape, shape.dtype))
+def _buffers(plan: Plan, params: Any, state: State, xs: jax.Array, *, save: bool) -> Residuals:
+    """What the loops write to."""
+    length = xs.shape[0]
+
+    def buffer(leaf: Any, steps: int = length) -> jax.Array:
+        # Without the barrier XLA makes one array of zeros for several, and then copies of it.
+        return barrier(jnp.zeros((steps, *leaf.shape), leaf.dtype))
+
+    if not save:
+        return Residuals(buffer(state.h), None, None, None)
+
+    def first_step(x: jax.Array) -> tuple[State, Saved]:
+        from_x = _project_inputs(plan.kernel, params, x)[0]
+        return _step(plan.kernel, params, state, from_x, None)
+
+    new_state, saved = jax.eval_shape(first_step, xs[:1])
+    after, saved = jax.tree.map(buffer, (new_state, saved))
+    starts = jax.tree.map(lambda leaf: buffer(leaf, length // plan.steps), state)
+    return Residuals(after.h, after.c, saved, starts)
 
 
 def projection(params: Any) -> jax.Array | None:

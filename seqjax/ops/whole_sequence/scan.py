@@ -55,12 +55,13 @@ def scan(
     mask = None if mask is None else flat(1, mask)
     state, xs, mask = vary_like((state, xs, mask), (state, xs, mask, params))
 
-    steps = steps_per_chunk(length, rows, mask is not None)
-    whole = length - length % max(steps, 1)
-    pieces = [piece for piece in [(0, whole, steps), (whole, length, length - whole)] if piece[2]]
+    steps, forward_steps = steps_per_chunk(length, rows, params.w_ih.size + params.w_hh.size)
+    whole = length - length % steps
+    pieces = [(0, whole, steps, forward_steps), (whole, length, length - whole, length - whole)]
+    pieces = [piece for piece in pieces if piece[0] < piece[1]]
     ys = [] if pieces else [jnp.zeros((0, *state.h.shape), state.h.dtype)]
-    for start, stop, piece_steps in reversed(pieces) if reverse else pieces:
-        plan = Plan(kernel, piece_steps, reverse, unroll)
+    for start, stop, steps, forward_steps in reversed(pieces) if reverse else pieces:
+        plan = Plan(kernel, steps, forward_steps, reverse, unroll)
         piece_mask = None if mask is None else mask[start:stop]
         state, piece_ys = _run(plan, params, state, xs[start:stop], piece_mask)
         ys.append(piece_ys)
@@ -73,7 +74,8 @@ def scan(
 def _run(
     plan: Plan, params: Any, state: State, xs: jax.Array, mask: jax.Array | None
 ) -> tuple[State, jax.Array]:
-    state, residuals = forward(plan, params, state, xs, mask, save=False)
+    forward_plan = plan._replace(steps=plan.forward_steps)
+    state, residuals = forward(forward_plan, params, state, xs, mask, save=False)
     return state, zero_padding(mask, residuals.hs)
 
 
