@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import custom_vmap
 
 from seqjax.ops.kernel import Kernel, Saved, State, barrier
 from seqjax.ops.masking import where_valid
@@ -134,7 +135,28 @@ def _step(
 
 
 def _put(index: Any) -> Any:
-    return lambda buffer, value: lax.dynamic_update_index_in_dim(buffer, value, index, 0)
+    """Writes a value into a buffer at this index of the leading axis."""
+    put = _put_along(0)
+    return lambda buffer, value: put(buffer, value, jnp.asarray(index))
+
+
+def _put_along(axis: int) -> Any:
+    # Mapped by JAX's rule, an update becomes a scatter, even where all are at one index.
+    @custom_vmap
+    def put(buffer: jax.Array, value: jax.Array, index: jax.Array) -> jax.Array:
+        return lax.dynamic_update_index_in_dim(buffer, value, index, axis)
+
+    @put.def_vmap
+    def _put_mapped(axis_size: int, in_batched: Any, *args: jax.Array) -> Any:
+        *arrays, index = args
+        assert not in_batched[2], "chunks_to_run gives all mapped sequences one order"
+        buffer, value = (
+            array if batched else jnp.broadcast_to(array, (axis_size, *array.shape))
+            for array, batched in zip(arrays, in_batched[:2], strict=True)
+        )
+        return _put_along(axis + 1)(buffer, value, index), True
+
+    return put
 
 
 def _buffers(plan: Plan, params: Any, state: State, xs: jax.Array, *, save: bool) -> Residuals:
