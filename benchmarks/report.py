@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.plot import save_plot
-from benchmarks.results import BASELINE, Results, load, summary, time_ratio
+from benchmarks.results import BASELINE, FLOOR, Results, load, summary, time_ratio
 from benchmarks.targets import TARGETS, Target
 
 MARKERS = ("<!-- benchmark:begin -->", "<!-- benchmark:end -->")
-COLUMNS = ("torch", "flax", "flax-linen", "flax-nnx", "keras", "haiku", "equinox")
+COLUMNS = ("torch", "flax", "flax-linen", "flax-nnx", "keras", "haiku", "equinox", FLOOR)
 README_COLUMNS = ("torch", "flax", "keras", "haiku", "equinox")
 
 
@@ -72,8 +72,9 @@ def markdown(results: Results) -> str:
     lines += ["Time by seqjax's time: geometric mean of the cases (smallest single ratio).", ""]
     lines += summary_table(results, COLUMNS)
     lines += ["", "## Targets", ""]
+    lines += [f"At the floor: if seqjax took as long as the `{FLOOR}` alone.", ""]
     lines += _table(
-        ["target", "geometric mean", "worst case", "holds"],
+        ["target", "geometric mean", "worst case", "at the floor", "holds"],
         (_target_row(target, results) for target in TARGETS),
     )
     for title, cases in _sections(results).items():
@@ -121,10 +122,12 @@ def _target_row(target: Target, results: Results) -> list[str]:
     text += f" {relation} {target.bound:g}{each}"
     measured = target.summary(results)
     if measured is None:
-        return [text, "-", "-", "not measured"]
+        return [text, "-", "-", "-", "not measured"]
     worst, name = measured[1:3] if not target.at_most else measured[3:5]
     holds = "yes" if target.holds(measured) else "**no**"
-    return [text, f"{measured.mean:.2f}", f"{worst:.2f} ({name})", holds]
+    floor = target.floor(results)
+    best = "-" if floor is None else f"{floor:.2f}"
+    return [text, f"{measured.mean:.2f}", f"{worst:.2f} ({name})", best, holds]
 
 
 def _sections(results: Results) -> dict[str, list[Any]]:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 BASELINE = "seqjax"
+FLOOR = "products"
+"""Products alone: what seqjax could reach at best."""
 FLAX = ("flax-linen", "flax-nnx")
 """Together they are "flax": in each case, whichever is better."""
 Results = dict[str, Any]
@@ -67,7 +69,7 @@ def ratio(case: dict[str, Any], peer: str, measure: str = "time") -> float | Non
     Args:
       case: an entry of `results["cases"]`.
       peer: its name; "flax" is the better of linen and nnx.
-      measure: "time", "first_call" or "memory".
+      measure: "time", "first_call", "memory" or "error".
     """
     if peer == "flax":
         ratios = [ratio(case, name, measure) for name in FLAX]
@@ -76,12 +78,33 @@ def ratio(case: dict[str, Any], peer: str, measure: str = "time") -> float | Non
         times = time_ratio(case, peer)
         return None if times is None else times.median
     theirs, ours = (case["peers"].get(name, {}).get(measure) for name in (peer, BASELINE))
-    return theirs / ours if theirs and ours else None
+    numbers = isinstance(theirs, int | float) and isinstance(ours, int | float)
+    return theirs / ours if numbers and theirs and ours else None
 
 
-def summary(cases: Iterable[dict[str, Any]], peer: str, measure: str = "time") -> Summary | None:
-    """Sums up the cases that have the ratio; None if none has."""
-    pairs = [(value, case["name"]) for case in cases if (value := ratio(case, peer, measure))]
+def ratio_at_floor(case: dict[str, Any], peer: str) -> float | None:
+    """A peer's time by that of the products alone: what the ratio would be at best."""
+    theirs, floor = ratio(case, peer), ratio(case, FLOOR)
+    return theirs / floor if theirs and floor else None
+
+
+def summary(
+    cases: Iterable[dict[str, Any]],
+    peer: str,
+    measure: str = "time",
+) -> Summary | None:
+    """Sums up the cases that have the ratio; None if none has.
+
+    Args:
+      cases: entries of `results["cases"]`.
+      peer: as for `ratio`.
+      measure: as for `ratio`, or "floor" for `ratio_at_floor`.
+    """
+
+    def value_of(case: dict[str, Any]) -> float | None:
+        return ratio_at_floor(case, peer) if measure == "floor" else ratio(case, peer, measure)
+
+    pairs = [(value, case["name"]) for case in cases if (value := value_of(case))]
     if not pairs:
         return None
     mean = math.exp(statistics.fmean(math.log(value) for value, _ in pairs))

@@ -15,7 +15,7 @@ class Target(NamedTuple):
       mode: of the cases; None means all.
       peer: whom seqjax is compared with.
       bound: the ratio to reach, or not to exceed where `at_most`.
-      measure: "time", "first_call" or "memory".
+      measure: "time", "first_call", "memory" or "error".
       each: whether every case has to reach it; else their geometric mean.
       at_most: for seqjax against itself, used in another way: that may cost no more than this.
     """
@@ -41,6 +41,13 @@ class Target(NamedTuple):
         """What results have on it; None: nothing."""
         return summary(filter(self.covers, results["cases"]), self.peer, self.measure)
 
+    def floor(self, results: Results) -> float | None:
+        """What times would give if seqjax did the products alone; None where not measured."""
+        if self.measure != "time" or self.at_most:
+            return None
+        best = summary(filter(self.covers, results["cases"]), self.peer, "floor")
+        return best and (best.smallest if self.each else best.mean)
+
     def holds(self, measured: Summary) -> bool:
         """Whether the results reach it."""
         if self.at_most:
@@ -63,6 +70,7 @@ def _targets() -> list[Target]:
         Target("layer", None, None, "flax", 1.0, measure="first_call"),
         # At most flax's, but for the gradient of PyTorch's second bias, which flax does not have.
         Target("layer", None, "train", "flax", 0.99, measure="memory", each=True),
+        Target("layer", None, None, "torch", 1.0, measure="error"),
         Target("full_lengths", None, None, "seqjax-full-lengths", 1.05, at_most=True),
         Target("vmap", None, None, "seqjax-vmap", 1.10, at_most=True),
     ]

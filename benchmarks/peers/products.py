@@ -1,0 +1,102 @@
+"""No library: the matrix products of a case by XLA, and nothing else.
+
+Nothing that multiplies in JAX is faster, so this is the floor under every peer that does.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from benchmarks.cases import Case
+from benchmarks.data import Data
+from benchmarks.peers.jax_program import JaxPeer, JaxProgram
+
+barrier = lax.optimization_barrier
+
+
+class Peer(JaxPeer):
+    """Products alone: those of the inputs at once, those of the states step by step."""
+
+    distribution = "jax"
+
+    def unsupported(self, case: Case) -> str | None:
+        return "measured where all rows have one length" if case.ragged else None
+
+    def other_equation(self, case: Case) -> bool:
+        return True
+
+    def program(self, case: Case, data: Data) -> JaxProgram:
+        dtype = jnp.dtype(self.settings.dtype)
+        data = jax.tree.map(lambda a: a.astype(dtype) if a.dtype == float else a, data)
+        if case.mode == "decode":
+            hidden = jnp.zeros((case.batch, case.hidden_size), dtype)
+            return JaxProgram(_decode(case.time), (data.weights[0][0], data, hidden), list)
+        function = _train if case.mode == "train" else _forward
+        return JaxProgram(function, ([_operands(case, *cell) for cell in _cells(data)],), list)
+
+
+def _cells(data: Data) -> Any:
+    """Weights of every cell, each with an input of its size."""
+    for directions in data.weights:
+        for weights in directions:
+            size = weights.w_ih.shape[0]
+            yield weights, jnp.resize(data.xs, (*data.xs.shape[:2], size))
+
+
+def _operands(case: Case, weights: Any, xs: jax.Array) -> dict[str, Any]:
+    shape = (case.time, case.batch)
+    key = jax.random.key(0)
+    return {
+        "weights": weights,
+        "xs": xs,
+        "hs": jax.random.normal(key, (*shape, case.hidden_size), xs.dtype),
+        "gates": jax.random.normal(key, (*shape, weights.w_ih.shape[1]), xs.dtype),
+    }
+
+
+def _forward(cells: list[dict[str, Any]]) -> list[jax.Array]:
+    results = []
+    for cell in cells:
+        flat = cell["xs"].reshape(-1, cell["xs"].shape[-1])
+        results.append(barrier(flat @ cell["weights"].w_ih)[-1])
+        results.append(_each_step(cell["hs"], cell["weights"].w_hh))
+    return results
+
+
+def _train(cells: list[dict[str, Any]]) -> list[jax.Array]:
+    results = _forward(cells)
+    for cell in cells:
+        gates = cell["gates"].reshape(-1, cell["gates"].shape[-1])
+        results.append(_each_step(cell["gates"], barrier(cell["weights"].w_hh.T)))
+        for operand in ("xs", "hs"):
+            flat = cell[operand].reshape(len(gates), -1)
+            results.append(barrier(flat.T) @ gates)
+    return results
+
+
+def _each_step(values: jax.Array, weight: jax.Array) -> jax.Array:
+    """Multiplies one step after the other, and returns the last product."""
+
+    def step(index: jax.Array, _: jax.Array) -> jax.Array:
+        return barrier(values[index] @ weight)
+
+    first = jnp.zeros((values.shape[1], weight.shape[1]), values.dtype)
+    return lax.fori_loop(0, len(values), step, first)
+
+
+def _decode(steps: int) -> Any:
+    def decode(weights: Any, data: Data, hidden: jax.Array) -> tuple[jax.Array, ...]:
+        def step(index: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            hidden, *_ = state
+            from_x = barrier(data.embedding[index % len(data.embedding)][None] @ weights.w_ih)
+            from_h = barrier(hidden @ weights.w_hh)
+            logits = barrier(hidden @ data.head)
+            return from_h[:, : hidden.shape[1]], from_x, logits
+
+        start = (hidden, jnp.zeros((1, weights.w_ih.shape[1]), hidden.dtype))
+        start = (*start, jnp.zeros((1, data.head.shape[1]), hidden.dtype))
+        return lax.fori_loop(0, steps, step, start)
+
+    return decode
