@@ -10,7 +10,10 @@ barrier: Callable[..., Any] = jax.lax.optimization_barrier
 """XLA fuses nothing across it, and merges nothing behind it with what stands before."""
 
 Saved = Any
-"""A pytree of arrays `(rows, features)`: what `Kernel.tangent` needs of a step."""
+"""A pytree of arrays `(rows, features)`: what `Kernel.factors` needs of a step."""
+
+Factors = tuple[jax.Array, ...]
+"""Arrays `(*steps, rows, hidden_size)`: the derivative's, of one step or of many."""
 
 
 class State(NamedTuple):
@@ -34,18 +37,31 @@ class Kernel(abc.ABC):
     def step(
         self, from_x: jax.Array, from_h: jax.Array, state: State
     ) -> tuple[jax.Array, jax.Array | None, Saved]:
-        """The new hidden units `m` (rows, hidden_size), the new `c`, and what `tangent` needs."""
+        """The new hidden units `m` (rows, hidden_size), the new `c`, and what `factors` needs."""
+
+    @abc.abstractmethod
+    def factors(self, saved: Saved, before: State, h: jax.Array) -> Factors:
+        """What `tangent` multiplies tangents by. Elementwise: for many steps at a time.
+
+        Args:
+          saved: of the steps.
+          before: the states before them.
+          h: their new h.
+
+        Each factor is an array of its own: in a loop, XLA vectorises the reading of several arrays
+        at one index, but not of several slices of one.
+        """
 
     @abc.abstractmethod
     def tangent(
-        self, saved: Saved, before: State, after: State, d_from_x: Any, d_from_h: Any, d: State
+        self, factors: Factors, d_from_x: Any, d_from_h: Any, d: State
     ) -> tuple[jax.Array, jax.Array | None]:
-        """The derivative of `step` at the saved step: linear in `d_from_x`, `d_from_h` and `d`.
+        """The derivative of a step, d_m and d_c: linear in `d_from_x`, `d_from_h` and `d`.
 
         Where the two are not `separate`, `d_from_h` holds the derivative of their sum and
         `d_from_x` is None.
         """
 
-    def hidden(self, saved: Saved, after: State) -> jax.Array:
-        """The `m` of a saved step."""
+    def hidden(self, saved: Saved, before: State) -> jax.Array:
+        """The `m` of saved steps."""
         raise NotImplementedError("only the LSTM has a projection, which asks for this")

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from seqjax.ops.kernel import Kernel, Saved, State, barrier
+from seqjax.ops.kernel import Factors, Kernel, Saved, State, barrier
 from seqjax.ops.precision import widen
 
 
@@ -31,18 +31,27 @@ class GRUKernel(Kernel):
         h = widen(state.h)
         return n + z * (h - n), None, (tanhs, n)
 
-    def tangent(
-        self, saved: Saved, before: State, after: State, d_from_x: Any, d_from_h: Any, d: State
-    ) -> tuple[jax.Array, None]:
+    def factors(self, saved: Saved, before: State, h: jax.Array) -> Factors:
         tanhs, n = saved
         rz, h_n = _gates(tanhs)
         r, z = jnp.split(rz, 2, axis=-1)
-        d_x_rz, d_x_n = _split(d_from_x)
-        d_h_rz, d_h_n = _split(barrier(d_from_h))
-        d_rz = rz * (1 - rz) * (d_x_rz + d_h_rz)
-        d_r, d_z = jnp.split(d_rz, 2, axis=-1)
-        d_n = (1 - n * n) * (d_x_n + h_n * d_r + r * d_h_n)
-        return (1 - z) * d_n + z * d.h + (before.h - n) * d_z, None
+        from_n = (1 - z) * (1 - n * n)
+        return (
+            from_n * h_n * r * (1 - r),
+            (before.h - n) * z * (1 - z),
+            from_n,
+            from_n * r,
+            z,
+        )
+
+    def tangent(
+        self, factors: Factors, d_from_x: Any, d_from_h: Any, d: State
+    ) -> tuple[jax.Array, None]:
+        by_r, by_z, by_x_n, by_h_n, z = factors
+        d_x_r, d_x_z, d_x_n = jnp.split(d_from_x, 3, axis=-1)
+        d_h_r, d_h_z, d_h_n = jnp.split(d_from_h, 3, axis=-1)
+        d_gates = by_r * (d_x_r + d_h_r) + by_z * (d_x_z + d_h_z)
+        return d_gates + by_x_n * d_x_n + by_h_n * d_h_n + z * d.h, None
 
 
 def _gates(tanhs: jax.Array) -> tuple[jax.Array, jax.Array]:

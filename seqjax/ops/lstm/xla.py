@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seqjax.ops.kernel import Kernel, State, barrier
+from seqjax.ops.kernel import Factors, Kernel, Saved, State, barrier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,31 +18,42 @@ class LSTMKernel(Kernel):
 
     def step(
         self, from_x: jax.Array, from_h: jax.Array, state: State
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    ) -> tuple[jax.Array, jax.Array, Saved]:
         # sigmoid(x) = (1 + tanh(x / 2)) / 2: one tanh of one contiguous array serves all gates.
         # The barriers keep the transcendentals apart from the slices: fused, XLA computes them
         # element by element.
         scale = np.repeat(np.array([0.5, 0.5, 1, 0.5], from_x.dtype), from_x.shape[-1] // 4)
         tanhs = barrier(jnp.tanh((from_x + from_h) * scale))
-        i, f, g, o = _gates(tanhs)
+        saved = tuple(jnp.split(tanhs, 4, axis=-1))
+        i, f, g, o = _gates(saved)
         c = barrier(f * state.c + i * g)
-        return o * jnp.tanh(c), c, tanhs
+        return o * jnp.tanh(c), c, saved
+
+    def factors(self, saved: Saved, before: State, h: jax.Array) -> Factors:
+        i, f, g, o = _gates(saved)
+        tanh_c = jnp.tanh(f * before.c + i * g)
+        return (
+            g * i * (1 - i),
+            before.c * f * (1 - f),
+            i * (1 - g * g),
+            tanh_c * o * (1 - o),
+            f,
+            o * (1 - tanh_c * tanh_c),
+        )
 
     def tangent(
-        self, saved: jax.Array, before: State, after: State, d_from_x: Any, d_from_h: Any, d: State
+        self, factors: Factors, d_from_x: Any, d_from_h: Any, d: State
     ) -> tuple[jax.Array, jax.Array]:
+        by_i, by_f, by_g, by_o, f, from_c = factors
+        d_i, d_f, d_g, d_o = jnp.split(d_from_h, 4, axis=-1)
+        d_c = f * d.c + by_i * d_i + by_f * d_f + by_g * d_g
+        return by_o * d_o + from_c * d_c, d_c
+
+    def hidden(self, saved: Saved, before: State) -> jax.Array:
         i, f, g, o = _gates(saved)
-        tanh_c = barrier(jnp.tanh(after.c))
-        d_i, d_f, d_g, d_o = jnp.split(barrier(d_from_h), 4, axis=-1)
-        d_c = f * d.c + g * i * (1 - i) * d_i + before.c * f * (1 - f) * d_f + i * (1 - g * g) * d_g
-        d_c = barrier(d_c)
-        return tanh_c * o * (1 - o) * d_o + o * (1 - tanh_c * tanh_c) * d_c, d_c
-
-    def hidden(self, saved: jax.Array, after: State) -> jax.Array:
-        _, _, _, o = _gates(saved)
-        return o * jnp.tanh(after.c)
+        return o * jnp.tanh(f * before.c + i * g)
 
 
-def _gates(tanhs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    i, f, g, o = jnp.split(tanhs, 4, axis=-1)
+def _gates(tanhs: Saved) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    i, f, g, o = tanhs
     return 0.5 + 0.5 * i, 0.5 + 0.5 * f, g, 0.5 + 0.5 * o

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from seqjax.ops.kernel import Kernel, State
+from seqjax.ops.kernel import Factors, Kernel, State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +24,13 @@ class RNNKernel(Kernel):
         m = function(from_x + from_h)
         return m, None, None if m.dtype == state.h.dtype else m
 
-    def tangent(
-        self, saved: Any, before: State, after: State, d_from_x: Any, d_from_h: Any, d: State
-    ) -> tuple[jax.Array, None]:
-        m = after.h if saved is None else saved
+    def factors(self, saved: Any, before: State, h: jax.Array) -> Factors:
+        m = h if saved is None else saved
         if self.nonlinearity == "tanh":
-            return (1 - m * m) * d_from_h, None
-        return jnp.where(m > 0, d_from_h, jnp.zeros_like(d_from_h)), None
+            return (1 - m * m,)
+        return ((m > 0).astype(m.dtype),)
+
+    def tangent(
+        self, factors: Factors, d_from_x: Any, d_from_h: Any, d: State
+    ) -> tuple[jax.Array, None]:
+        return factors[0] * d_from_h, None

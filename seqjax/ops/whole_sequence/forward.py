@@ -19,11 +19,9 @@ class Residuals(NamedTuple):
     """What the forward pass keeps for the derivative."""
 
     hs: jax.Array  # (T, rows, features): h after every step, padding included.
-    cs: jax.Array | None  # (T, rows, hidden_size)
+    cs: jax.Array | None  # (T, rows, hidden_size): c before every step.
     saved: Saved  # Leaves (T, rows, features).
-    starts: (
-        Any  # A State with leaves (chunks, rows, features): the state in which a chunk is entered.
-    )
+    starts: jax.Array | None  # (chunks, rows, features): h with which a chunk is entered.
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -64,8 +62,7 @@ def forward(
         chunk = index if order is None else order[index]
         start = chunk * plan.steps
         if save:
-            starts = jax.tree.map(_put(chunk), residuals.starts, state)
-            residuals = residuals._replace(starts=starts)
+            residuals = residuals._replace(starts=_put(chunk)(residuals.starts, state.h))
         inputs = lax.dynamic_slice_in_dim(xs, start, plan.steps)
         from_xs = barrier(_project_inputs(plan.kernel, params, inputs))
         valid = None if mask is None else lax.dynamic_slice_in_dim(mask, start, plan.steps)
@@ -80,7 +77,7 @@ def forward(
             residuals = residuals._replace(hs=put(residuals.hs, new_state.h))
             if save:
                 residuals = residuals._replace(
-                    cs=jax.tree.map(put, residuals.cs, new_state.c),
+                    cs=jax.tree.map(put, residuals.cs, state.c),
                     saved=jax.tree.map(put, residuals.saved, saved),
                 )
             return new_state, residuals
@@ -108,8 +105,7 @@ def _save_plainly(
     from_xs = _project_inputs(plan.kernel, params, xs)
     state, (before, after, saved) = lax.scan(body, state, (from_xs, mask), reverse=plan.reverse)
     first = plan.steps - 1 if plan.reverse else 0
-    starts = jax.tree.map(lambda leaf: leaf[first :: plan.steps], before)
-    return state, Residuals(after.h, after.c, saved, starts)
+    return state, Residuals(after.h, before.c, saved, before.h[first :: plan.steps])
 
 
 def _project_inputs(kernel: Kernel, params: Any, xs: jax.Array) -> jax.Array:
@@ -176,8 +172,7 @@ def _buffers(plan: Plan, params: Any, state: State, xs: jax.Array, *, save: bool
 
     new_state, saved = jax.eval_shape(first_step, xs[:1])
     after, saved = jax.tree.map(buffer, (new_state, saved))
-    starts = jax.tree.map(lambda leaf: buffer(leaf, length // plan.steps), state)
-    return Residuals(after.h, after.c, saved, starts)
+    return Residuals(after.h, after.c, saved, buffer(state.h, length // plan.steps))
 
 
 def projection(params: Any) -> jax.Array | None:

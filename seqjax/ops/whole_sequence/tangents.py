@@ -49,9 +49,9 @@ def tangents_of_run(
 
     @remat
     def run_step(d_state: State, inputs: Any) -> Any:
-        before, after, saved, d_from_x, d_from_h, d_h, valid = inputs
+        factors, d_from_x, d_from_h, d_h, valid = inputs
         d_from_h = _plus(_dot(d_state.h, w_hh, 1, 1), d_from_h)
-        d_m, d_c = kernel.tangent(saved, before, after, d_from_x, d_from_h, d_state)
+        d_m, d_c = kernel.tangent(factors, d_from_x, d_from_h, d_state)
         d_new = State(d_m if w_hr is None else _plus(d_m @ w_hr, d_h), d_c)
         if valid is not None:
             d_new = where_valid(valid, d_new, d_state)
@@ -59,16 +59,16 @@ def tangents_of_run(
 
     def run_chunk(d_state: State, inputs: Any) -> Any:
         x, d_x, valid, chunk = inputs
-        after = State(chunk.hs, chunk.cs)
-        before = jax.tree.map(functools.partial(_shift, plan.reverse), chunk.starts, after)
+        before = widen(State(_shift(plan.reverse, chunk.starts, chunk.hs), chunk.cs))
         d_from_x, d_from_h = _tangents_of_products(
-            kernel, params, d_params if weights_move else None, widen(x), d_x, widen(before.h)
+            kernel, params, d_params if weights_move else None, widen(x), d_x, before.h
         )
         d_h = None
         if w_hr is not None and weights_move:
-            hidden = kernel.hidden(chunk.saved, after)
+            hidden = kernel.hidden(chunk.saved, before)
             d_h = _product(hidden, d_params.w_hr)
-        steps = (widen(before), widen(after), chunk.saved, d_from_x, d_from_h, d_h, valid)
+        factors = kernel.factors(chunk.saved, before, widen(chunk.hs))
+        steps = (factors, d_from_x, d_from_h, d_h, valid)
         return lax.scan(run_step, d_state, steps, reverse=plan.reverse)
 
     def skip_chunk(d_state: State, _: Any) -> Any:
@@ -140,7 +140,7 @@ def _plus(first: jax.Array, *others: jax.Array | None) -> jax.Array:
 
 
 def _shift(reverse: bool, start: jax.Array, after: jax.Array) -> jax.Array:
-    """The states before a chunk's steps, from those after them and the one it is entered in."""
+    """h before a chunk's steps, from h after them and the one with which it is entered."""
     if reverse:
         return jnp.concatenate([after[1:], start[None]])
     return jnp.concatenate([start[None], after[:-1]])
