@@ -154,30 +154,20 @@ def generate(
       Tokens `(steps, batch)`; everything after a row's `end` is `end`.
     """
 
-    def unfinished(loop: tuple[Any, ...]) -> jax.Array:
-        step, _, _, ended, _ = loop
-        return (step < steps) & ~jnp.all(ended)
-
-    def write_one(loop: tuple[Any, ...]) -> tuple[Any, ...]:
-        step, scores, state, ended, written = loop
-        # The largest of scores / temperature + noise is a draw; multiplied out, 0 is allowed.
-        noise = jax.random.gumbel(jax.random.fold_in(key, step), scores.shape, scores.dtype)
-        tokens = jnp.argmax(scores + temperature * noise, axis=-1).astype(prompt.dtype)
-        tokens = jnp.where(ended, end, tokens)
+    def step(state: Any, tokens: jax.Array) -> tuple[Any, jax.Array]:
         scores, state = model(tokens[None], state)
-        return step + 1, scores[-1], state, ended | (tokens == end), written.at[step].set(tokens)
+        return state, scores[0]
 
-    temperature, end = jnp.asarray(temperature), jnp.asarray(end, prompt.dtype)
-    scores, state = model(prompt)
-    batch_size = prompt.shape[1]
-    start = (
-        jnp.asarray(0),
-        scores[-1],
-        state,
-        jnp.zeros(batch_size, bool),
-        jnp.full((steps, batch_size), end),
-    )
-    return jax.lax.while_loop(unfinished, write_one, start)[-1]
+    return seqjax.generate(
+        step,
+        model.initial_state(prompt.shape[1]),
+        prompt,
+        max_tokens=steps,
+        key=key,
+        temperature=temperature,
+        stop_token=end,
+        carry_axis=1,  # PyTorch's layout of states: (layers, batch, features).
+    ).tokens
 
 
 def count_reproduced(model: LanguageModel) -> int:

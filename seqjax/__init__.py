@@ -12,6 +12,10 @@ from seqjax.cells import LSTMCell as LSTMCell
 from seqjax.cells import LSTMParams as LSTMParams
 from seqjax.cells import RNNCell as RNNCell
 from seqjax.cells import RNNParams as RNNParams
+from seqjax.decoding import Beams as Beams
+from seqjax.decoding import Generation as Generation
+from seqjax.decoding import beam_search as beam_search
+from seqjax.decoding import generate as generate
 from seqjax.layers import Bidirectional as Bidirectional
 from seqjax.layers import BidirectionalCarry as BidirectionalCarry
 from seqjax.layers import BidirectionalParams as BidirectionalParams

@@ -137,8 +137,8 @@ MISTAKES = {
     ),
     "kernel: r passes no gradient": Mistake(
         "ops/gru/xla.py",
-        "(d_x_n + h_n * d_r + r * d_h_n)",
-        "(d_x_n + r * d_h_n)",
+        "from_n * h_n * r * (1 - r)",
+        "0 * r",
         "golden",
     ),
     "kernel: carry not frozen": Mistake(
@@ -176,6 +176,36 @@ MISTAKES = {
         "widen(jax.tree.map(_instantiate, (d_params, d_state)))",
         "jax.tree.map(_instantiate, (d_params, d_state))",
         "contract",
+    ),
+    "kernel: mapped writes land on another axis": Mistake(
+        "ops/whole_sequence/forward.py",
+        "_put_along(axis + 1)",
+        "_put_along(axis)",
+        "whole_sequence",
+    ),
+    "kernel: outputs at padding pass gradients": Mistake(
+        "ops/whole_sequence/tangents.py",
+        "zero_padding(valid, d_new.h)",
+        "d_new.h",
+        "golden",
+    ),
+    "decoding: finished rows go on": Mistake(
+        "decoding.py",
+        "carry = _where_rows(~ended, new_carry, carry, carry_axis)",
+        "carry = new_carry",
+        "decoding",
+    ),
+    "decoding: beams keep each other's state": Mistake(
+        "decoding.py",
+        "step(take_rows(carry, rows), token.reshape(-1))",
+        "step(carry, token.reshape(-1))",
+        "decoding",
+    ),
+    "decoding: top_p drops the token that crosses it": Mistake(
+        "decoding.py",
+        "jnp.cumsum(probabilities, axis=-1) - probabilities",
+        "jnp.cumsum(probabilities, axis=-1)",
+        "decoding",
     ),
     "remat forgets the carry": Mistake(
         "ops/rematerialization.py",

@@ -131,6 +131,23 @@ def test_peer_gives_the_reference(name: str, references: dict[str, list[np.ndarr
     assert compared
 
 
+def test_the_floor_multiplies_what_training_multiplies() -> None:
+    case = Case("layer", "GRU", "train", 2, 5, 3, 4)
+    program = peers.load(peers.FLOOR, Settings()).program(case, make_data(case, "float32"))
+    (cell,) = jax.tree.map(np.asarray, program.args[0])
+    w_ih, w_hh, _ = cell["weights"]
+    xs, hs, gates = (cell[name].reshape(10, -1) for name in ("xs", "hs", "gates"))
+    expected = [
+        xs[-1] @ w_ih,
+        hs[-2:] @ w_hh,
+        gates[-2:] @ w_hh.T,
+        xs.T @ gates,
+        hs.T @ gates,
+    ]
+    for value, product in zip(program.values(), expected, strict=True):
+        np.testing.assert_allclose(value, product, rtol=1e-4, atol=1e-5)
+
+
 def test_run_goes_on_without_what_is_missing(tmp_path: Path) -> None:
     case = Case("layer", "RNN", "forward", 1, 2, 3, 4)
     path = tmp_path / "results.json"
@@ -198,6 +215,10 @@ def test_ratios() -> None:
     assert results.ratio(first, "flax-linen", "memory") == 2
     assert results.ratio(first, "torch", "memory") is None
     assert results.ratio(second, "flax") is None
+    assert results.ratio(first, "flax-linen", "error") is None
+    first["peers"]["products"] = timed(0.5, 0.5, 1.0)
+    assert results.ratio_at_floor(first, "torch") == 6.0
+    assert results.ratio_at_floor(second, "torch") is None
 
 
 def test_summary_and_targets() -> None:
@@ -216,6 +237,9 @@ def test_summary_and_targets() -> None:
     ]:
         assert target.holds(target.summary(found)) == holds
     assert Target("layer", "GRU", None, "torch", 1.0).summary(found) is None
+    found["cases"][0]["peers"]["products"] = timed(0.5, 0.5, 1.0)
+    assert Target("layer", "LSTM", None, "torch", 1.0).floor(found) == pytest.approx(6.0)
+    assert Target("layer", None, None, "torch", 1.0, measure="memory").floor(found) is None
 
 
 def test_every_target_has_cases() -> None:
@@ -233,7 +257,7 @@ def test_report(tmp_path: Path) -> None:
     assert "| other equation |" in text
     assert "* keras missing: not installed (first)" in text
     assert "* haiku failed: it broke (second)" in text
-    assert "≥ 1.1 | 1.50 | 0.75 (second) | yes |" in text
+    assert "≥ 1.1 | 1.50 | 0.75 (second) | - | yes |" in text
     assert (tmp_path / "results.png").stat().st_size > 0
 
 

@@ -23,6 +23,7 @@ RANKS = {
     "sequences": 0,
     "ops": 0,
     "cells": 1,
+    "decoding": 1,
     "layers": 2,
     "recurrence": 3,
     "interop": 4,

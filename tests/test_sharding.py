@@ -6,6 +6,7 @@ Devices have to be made before JAX starts, so the test runs this file as a progr
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 import traceback
@@ -20,6 +21,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import seqjax
+from seqjax.ops.dispatch import IMPLEMENTATIONS
 
 DEVICES = 4
 ROWS = 2 * DEVICES
@@ -93,6 +95,43 @@ def check_training_step(layer: seqjax.Layer, mesh: Any) -> None:
     contract.assert_close(contract.quick_jit(sharded)(*case[:2]), expected)
 
 
+def check_no_collective_in_a_loop(layer: seqjax.Layer, mesh: Any, *, implementation: str) -> None:
+    """Devices meet once a training step, to sum the gradients, and not at every time step."""
+    case = contract.make_case(layer, (ROWS,))
+
+    def gradients(params: Any, xs: Any) -> Any:
+        def loss(params: Any) -> jax.Array:
+            return (seqjax.scan(layer, params, xs, implementation=implementation)[1] ** 2).sum()
+
+        return jax.grad(loss)(params)
+
+    sharded = jax.jit(shard_map(gradients, mesh, (REPLICATED, TIME_BATCH), REPLICATED))
+    program = sharded.lower(*case[:2]).compile().as_text()
+    everywhere, in_loops = collectives(program)
+    assert everywhere, "no sum of gradients was found at all"
+    assert not in_loops, in_loops
+
+
+def collectives(program: str) -> tuple[list[str], list[str]]:
+    """Computations of an HLO program with collectives in them: all, and those that a loop runs."""
+    found = re.findall(
+        r"^(?:ENTRY )?%?([\w.-]+) \(.*?\{\n(.*?)^\}", program, re.MULTILINE | re.DOTALL
+    )
+    computations = dict(found)
+    calls = {
+        name: set(re.findall(r"%([\w.-]+)", text)) & computations.keys()
+        for name, text in computations.items()
+    }
+    in_loops: set[str] = set()
+    new = set(re.findall(r"body=%?([\w.-]+)", program))
+    assert new, "the program has no loop"
+    while new:
+        in_loops |= new
+        new = set().union(*(calls[name] for name in new)) - in_loops
+    everywhere = [name for name, text in found if re.search(r" (all-|reduce-scatter|coll)", text)]
+    return everywhere, [name for name in everywhere if name in in_loops]
+
+
 def check_plain_jit(layer: seqjax.Layer, mesh: Any) -> None:
     """Without `shard_map`: jit of sharded arrays keeps them sharded."""
     case = contract.make_case(layer, (ROWS,))
@@ -134,6 +173,12 @@ CHECKS = {
     "no mask, no state": functools.partial(check_without_mask_and_state, BIDIRECTIONAL),
     "only the mask sharded": functools.partial(check_only_the_mask_is_sharded, LSTM),
     "training step": functools.partial(check_training_step, LSTM),
+    **{
+        f"no collective in a loop of {name}": functools.partial(
+            check_no_collective_in_a_loop, BIDIRECTIONAL, implementation=name
+        )
+        for name in IMPLEMENTATIONS
+    },
     "plain jit": functools.partial(check_plain_jit, LSTM),
     "explicit mesh": functools.partial(check_explicit_mesh, BIDIRECTIONAL),
 }

@@ -28,7 +28,8 @@ def scan(
     """
     # The gradient of the parameters is a sum over time, which the scan forms in the dtype in which
     # they enter it: 16-bit ones enter it widened. The step still sees their own dtype and values.
-    wide_params = widen(params)
+    # Inside of jax.shard_map the sum over devices belongs after the loop, not into each step.
+    wide_params = vary_like(widen(params), (carry, xs, mask))
 
     def body(carry: Any, inputs: tuple[jax.Array, jax.Array | None]) -> tuple[Any, jax.Array]:
         x, valid = inputs

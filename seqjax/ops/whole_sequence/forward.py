@@ -9,7 +9,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from seqjax.ops.kernel import Kernel, Saved, State, barrier
-from seqjax.ops.masking import where_valid
+from seqjax.ops.masking import where_valid, zero_padding
 from seqjax.ops.precision import cast_like, project, widen
 from seqjax.ops.sharding import vary_like
 from seqjax.ops.whole_sequence.chunks import Plan, chunks_to_run
@@ -53,7 +53,10 @@ def forward(
     *,
     save: bool,
 ) -> tuple[State, Residuals]:
-    """The final state, `hs`, and the rest of the residuals where asked to save them."""
+    """The final state and the residuals; or not saving them, in place of `hs` the outputs alone.
+
+    Outputs are `hs` with zeros at padding.
+    """
     chunks = xs.shape[0] // plan.steps
     order, count = chunks_to_run(plan, mask, chunks)
 
@@ -70,11 +73,11 @@ def forward(
         def run_step(index: Any, loop: Any) -> Any:
             state, residuals = loop
             step = plan.steps - 1 - index if plan.reverse else index
-            new_state, saved = _step(
-                plan.kernel, params, state, from_xs[step], None if valid is None else valid[step]
-            )
+            valid_step = None if valid is None else valid[step]
+            new_state, saved = _step(plan.kernel, params, state, from_xs[step], valid_step)
             put = _put(start + step)
-            residuals = residuals._replace(hs=put(residuals.hs, new_state.h))
+            h = new_state.h if save else zero_padding(valid_step, new_state.h)
+            residuals = residuals._replace(hs=put(residuals.hs, h))
             if save:
                 residuals = residuals._replace(
                     cs=jax.tree.map(put, residuals.cs, state.c),

@@ -76,16 +76,16 @@ def _run(
 ) -> tuple[State, jax.Array]:
     forward_plan = plan._replace(steps=plan.forward_steps)
     state, residuals = forward(forward_plan, params, state, xs, mask, save=False)
-    return state, zero_padding(mask, residuals.hs)
+    return state, residuals.hs
 
 
 @functools.partial(_run.defjvp, symbolic_zeros=True)
 def _run_jvp(plan: Plan, primals: Any, tangents: Any) -> Any:
     params, _, xs, mask = primals
     new_state, residuals = forward_and_save(plan, *primals)
-    d_state, d_hs = tangents_of_run(plan, params, xs, mask, residuals, *tangents[:3])
+    d_values = tangents_of_run(plan, params, xs, mask, residuals, *tangents[:3])
     values = new_state, zero_padding(mask, residuals.hs)
-    return values, cast_like((d_state, zero_padding(mask, d_hs)), values)
+    return values, cast_like(d_values, values)
 
 
 def _with_batch(old: Any, new: Any, axis: int, leaf: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from seqjax.ops.kernel import Kernel, State, barrier
-from seqjax.ops.masking import where_valid
+from seqjax.ops.masking import where_valid, zero_padding
 from seqjax.ops.precision import widen
 from seqjax.ops.sharding import vary_like
 from seqjax.ops.whole_sequence.chunks import Plan, active_chunks
@@ -26,7 +26,7 @@ def tangents_of_run(
     d_state: State,
     d_xs: Any,
 ) -> tuple[State, jax.Array]:
-    """Tangents of the final state and of `hs`: a scan that is linear in the last three arguments.
+    """Tangents of the final state and the outputs: a scan, linear in the last three arguments.
 
     Everything is in the accumulation dtype, so that sums over time are, too.
     """
@@ -55,7 +55,7 @@ def tangents_of_run(
         d_new = State(d_m if w_hr is None else _plus(d_m @ w_hr, d_h), d_c)
         if valid is not None:
             d_new = where_valid(valid, d_new, d_state)
-        return d_new, d_new.h
+        return d_new, zero_padding(valid, d_new.h)
 
     def run_chunk(d_state: State, inputs: Any) -> Any:
         x, d_x, valid, chunk = inputs
