@@ -102,7 +102,7 @@ def generate(
 
     def choose(index: jax.Array, logits: jax.Array) -> jax.Array:
         likeliest = jnp.argmax(logits, axis=-1)
-        if greedy:
+        if key is None:  # Checked above: the temperature is 0.
             return likeliest
         divisor = jnp.where(jnp.asarray(temperature) > 0, temperature, 1).astype(logits.dtype)
         kept = _keep_likely(logits / divisor, top_k, top_p)

@@ -6,6 +6,7 @@ can be passed through the same functions.
 
 import functools
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -163,6 +164,17 @@ def check_agrees_with_scan(layer: seqjax.Layer, implementation: str | None) -> N
     case = make_case(layer)
     expected = evaluate(layer, case, MASK, implementation="scan")
     assert_close(evaluate(layer, case, MASK, implementation=implementation), expected)
+
+
+def check_is_the_whole_sequence(layer: seqjax.Layer, implementation: str | None) -> None:
+    """The same program as "xla", to the letter."""
+    case = make_case(layer)
+
+    def program(name: str | None) -> str:
+        run = functools.partial(seqjax.scan, layer, implementation=name, mask=MASK)
+        return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(run)(case.params, case.xs)))
+
+    assert program(implementation) == program("xla") != program("scan")
 
 
 # Padding.
@@ -401,7 +413,8 @@ def check_jit_equals_eager(layer: seqjax.Layer, implementation: str | None) -> N
     """Outside jit as inside it; jit traces once for equal layers and shapes."""
     case = make_case(layer)
     zeros = jax.device_get(layer.initial_carry((ROWS,)))
-    expected = evaluate(layer, case._replace(carry=zeros), MASK, implementation=implementation)
+    compiled_already = "xla" if implementation is None else implementation
+    expected = evaluate(layer, case._replace(carry=zeros), MASK, implementation=compiled_already)
     expected = (expected.carry, expected.ys)
     options = {"mask": MASK, "implementation": implementation}
     assert_close(scan(layer, case.params, case.xs, None, **options), expected)

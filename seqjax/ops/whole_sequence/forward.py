@@ -159,23 +159,25 @@ def _put_along(axis: int) -> Any:
 
 
 def _buffers(plan: Plan, params: Any, state: State, xs: jax.Array, *, save: bool) -> Residuals:
-    """What the loops write to."""
+    """What the loops write to. Only `hs` is read where nothing was written."""
     length = xs.shape[0]
-
-    def buffer(leaf: Any, steps: int = length) -> jax.Array:
-        # Without the barrier XLA makes one array of zeros for several, and then copies of it.
-        return barrier(jnp.zeros((steps, *leaf.shape), leaf.dtype))
-
+    hs = jnp.zeros((length, *state.h.shape), state.h.dtype)
     if not save:
-        return Residuals(buffer(state.h), None, None, None)
+        return Residuals(hs, None, None, None)
 
-    def first_step(x: jax.Array) -> tuple[State, Saved]:
+    def first_step(x: jax.Array) -> tuple[jax.Array | None, Saved]:
         from_x = _project_inputs(plan.kernel, params, x)[0]
-        return _step(plan.kernel, params, state, from_x, None)
+        new_state, saved = _step(plan.kernel, params, state, from_x, None)
+        return new_state.c, saved
 
-    new_state, saved = jax.eval_shape(first_step, xs[:1])
-    after, saved = jax.tree.map(buffer, (new_state, saved))
-    return Residuals(after.h, after.c, saved, buffer(state.h, length // plan.steps))
+    leaves, structure = jax.tree.flatten(jax.eval_shape(first_step, xs[:1]))
+    # Each holds another number: of equal arrays XLA makes one, and then copies of it.
+    buffers = [
+        jnp.full((length, *leaf.shape), number, leaf.dtype)
+        for number, leaf in enumerate(leaves, start=1)
+    ]
+    cs, saved = jax.tree.unflatten(structure, buffers)
+    return Residuals(hs, cs, saved, jnp.zeros((length // plan.steps, *state.h.shape), hs.dtype))
 
 
 def projection(params: Any) -> jax.Array | None:
