@@ -36,7 +36,7 @@ def save_plot(path: Path, results: Results) -> None:
         for row in range(0, len(rows), 2):
             axis.axhspan(row - 0.5, row + 0.5, color="0.95", linewidth=0)
         for index, peer in enumerate(peers):
-            colour = f"C{index}"
+            colour = plt.colormaps["tab20"](index)
             # A little apart, so that none hides another; drawn once empty, for the legend.
             offset = 0.6 * ((index + 0.5) / len(peers) - 0.5)
             axis.plot([], [], "o", color=colour, markersize=4, label=peer)
