@@ -143,8 +143,14 @@ MISTAKES = {
     ),
     "kernel: carry not frozen": Mistake(
         "ops/whole_sequence/forward.py",
-        "(new_state if valid is None else where_valid(valid, new_state, state))",
-        "new_state",
+        "h if valid is None else where_valid(valid, h, state.h)",
+        "h",
+        "golden",
+    ),
+    "kernel: c not frozen": Mistake(
+        "ops/lstm/xla.py",
+        "jnp.where(valid, f, 1)",
+        "f",
         "golden",
     ),
     "kernel: gradient not frozen": Mistake(

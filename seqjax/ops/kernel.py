@@ -35,9 +35,12 @@ class Kernel(abc.ABC):
 
     @abc.abstractmethod
     def step(
-        self, from_x: jax.Array, from_h: jax.Array, state: State
+        self, from_x: jax.Array, from_h: jax.Array, state: State, valid: jax.Array | None
     ) -> tuple[jax.Array, jax.Array | None, Saved]:
-        """The new hidden units `m` (rows, hidden_size), the new `c`, and what `factors` needs."""
+        """The new hidden units `m` (rows, hidden_size), the new `c`, and what `factors` needs.
+
+        Where `valid`, bool (rows, 1), is off, `c` stays as it was; `m` may be anything.
+        """
 
     @abc.abstractmethod
     def factors(self, saved: Saved, before: State, h: jax.Array) -> Factors:

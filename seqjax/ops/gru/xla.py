@@ -17,7 +17,7 @@ class GRUKernel(Kernel):
     separate: ClassVar[bool] = True
 
     def step(
-        self, from_x: jax.Array, from_h: jax.Array, state: State
+        self, from_x: jax.Array, from_h: jax.Array, state: State, valid: jax.Array | None
     ) -> tuple[jax.Array, None, Saved]:
         x_rz, x_n = _split(from_x)
         h_rz, h_n = _split(from_h)

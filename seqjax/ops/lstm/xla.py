@@ -17,7 +17,7 @@ class LSTMKernel(Kernel):
     separate: ClassVar[bool] = False
 
     def step(
-        self, from_x: jax.Array, from_h: jax.Array, state: State
+        self, from_x: jax.Array, from_h: jax.Array, state: State, valid: jax.Array | None
     ) -> tuple[jax.Array, jax.Array, Saved]:
         # sigmoid(x) = (1 + tanh(x / 2)) / 2: one tanh of one contiguous array serves all gates.
         # The barriers keep the transcendentals apart from the slices: fused, XLA computes them
@@ -26,7 +26,11 @@ class LSTMKernel(Kernel):
         tanhs = barrier(jnp.tanh((from_x + from_h) * scale))
         saved = tuple(jnp.split(tanhs, 4, axis=-1))
         i, f, g, o = _gates(saved)
-        c = barrier(f * state.c + i * g)
+        keep, add = f, i * g
+        if valid is not None:
+            # A select of c itself would make XLA compute c again for m.
+            keep, add = jnp.where(valid, f, 1), jnp.where(valid, add, 0)
+        c = barrier(keep * state.c + add)
         return o * jnp.tanh(c), c, saved
 
     def factors(self, saved: Saved, before: State, h: jax.Array) -> Factors:

@@ -18,7 +18,7 @@ class RNNKernel(Kernel):
     separate: ClassVar[bool] = False
 
     def step(
-        self, from_x: jax.Array, from_h: jax.Array, state: State
+        self, from_x: jax.Array, from_h: jax.Array, state: State, valid: jax.Array | None
     ) -> tuple[jax.Array, None, jax.Array | None]:
         function = jnp.tanh if self.nonlinearity == "tanh" else jax.nn.relu
         m = function(from_x + from_h)

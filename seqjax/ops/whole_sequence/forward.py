@@ -125,12 +125,11 @@ def _step(
     kernel: Kernel, params: Any, state: State, from_x: jax.Array, valid: jax.Array | None
 ) -> tuple[State, Saved]:
     from_h = project(state.h, params.w_hh, params.b_hh if kernel.separate else None)
-    m, c, saved = kernel.step(from_x, from_h, state)
+    m, c, saved = kernel.step(from_x, from_h, state, None if valid is None else valid[:, None])
     h = m.astype(state.h.dtype)
     if projection(params) is not None:
         h = project(h, params.w_hr).astype(state.h.dtype)
-    new_state = State(h, c)
-    return (new_state if valid is None else where_valid(valid, new_state, state)), saved
+    return State(h if valid is None else where_valid(valid, h, state.h), c), saved
 
 
 def _put(index: Any) -> Any:
