@@ -102,12 +102,13 @@ def generate(
 
     def choose(index: jax.Array, logits: jax.Array) -> jax.Array:
         likeliest = jnp.argmax(logits, axis=-1)
-        if key is None:  # Checked above: the temperature is 0.
+        if greedy or key is None:  # Checked above: without a key the temperature is 0.
             return likeliest
-        divisor = jnp.where(jnp.asarray(temperature) > 0, temperature, 1).astype(logits.dtype)
+        draws = jnp.asarray(temperature) > 0
+        divisor = jnp.where(draws, temperature, 1).astype(logits.dtype)
         kept = _keep_likely(logits / divisor, top_k, top_p)
         drawn = jax.random.categorical(jax.random.fold_in(key, index), kept)
-        return jnp.where(jnp.asarray(temperature) > 0, drawn, likeliest)
+        return jnp.where(draws, drawn, likeliest)
 
     def unfinished(loop: Any) -> jax.Array:
         index, _, _, _, _, ended = loop
