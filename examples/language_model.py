@@ -27,12 +27,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import common
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import text_data
+from common import options, plots, reporting
 from flax import nnx
 
 import seqjax
@@ -58,7 +58,7 @@ class LanguageModel(nnx.Module):
     """Scores of the next token after each token of a sequence."""
 
     def __init__(
-        self, vocabulary_size: int, args: argparse.Namespace, dtypes: common.DTypes, rngs: nnx.Rngs
+        self, vocabulary_size: int, args: argparse.Namespace, dtypes: options.DTypes, rngs: nnx.Rngs
     ) -> None:
         options = {"dtype": dtypes.compute, "param_dtype": dtypes.params, "rngs": rngs}
         self.embedding = nnx.Embed(vocabulary_size, args.embedding_size, **options)
@@ -189,7 +189,7 @@ def train_toy(model: LanguageModel, args: argparse.Namespace) -> tuple[int, list
     inputs, targets, mask = text_data.toy_batch()
     optimizer = make_optimizer(model, args.learning_rate, args.clip)
     reproduced, losses = 0, []
-    for epoch in common.progress(range(1, args.epochs + 1), "training"):
+    for epoch in reporting.progress(range(1, args.epochs + 1), "training"):
         model.train()
         loss, _ = train_step(model, optimizer, inputs, targets, mask=mask)
         losses.append(float(loss))
@@ -201,11 +201,11 @@ def train_toy(model: LanguageModel, args: argparse.Namespace) -> tuple[int, list
     return reproduced, losses
 
 
-def run_toy(args: argparse.Namespace, dtypes: common.DTypes) -> int:
+def run_toy(args: argparse.Namespace, dtypes: options.DTypes) -> int:
     """Trains on the sequences; the exit status says whether all are reproduced."""
     model = LanguageModel(text_data.TOY_VOCABULARY, args, dtypes, nnx.Rngs(args.seed))
     reproduced, losses = train_toy(model, args)
-    common.save_curves(args.out / "curves.png", {"loss": {"train": losses}})
+    plots.save_curves(args.out / "curves.png", {"loss": {"train": losses}})
     print(f"{reproduced} of {len(text_data.SEQUENCES)} sequences reproduced")
     return 0 if reproduced == len(text_data.SEQUENCES) else 1
 
@@ -236,7 +236,7 @@ def train_text(
     for epoch in range(1, args.epochs + 1):
         model.train()
         state, losses, start = model.initial_state(args.batch_size), [], time.perf_counter()
-        bar = common.progress(chunks, f"epoch {epoch}")
+        bar = reporting.progress(chunks, f"epoch {epoch}")
         for inputs, targets in bar:
             loss, state = train_step(model, optimizer, inputs, targets, state)
             losses.append(float(loss))
@@ -252,7 +252,7 @@ def train_text(
     return {"train": train, "held out": held_out}
 
 
-def run_text(args: argparse.Namespace, dtypes: common.DTypes, text: str) -> int:
+def run_text(args: argparse.Namespace, dtypes: options.DTypes, text: str) -> int:
     """Trains a character model, measures it on held-out text and lets it write."""
     ids, vocabulary = text_data.encode(text)
     train_ids, held_out_ids = np.split(ids, [len(ids) * 9 // 10])
@@ -262,7 +262,7 @@ def run_text(args: argparse.Namespace, dtypes: common.DTypes, text: str) -> int:
     )
     model = LanguageModel(len(vocabulary), args, dtypes, nnx.Rngs(args.seed))
     curves = train_text(model, train_ids, held_out_ids, args)
-    common.save_curves(args.out / "curves.png", {"bits per character": curves})
+    plots.save_curves(args.out / "curves.png", {"bits per character": curves})
 
     # What comes first in the held-out text sets the scene.
     prompt, key = held_out_ids[: args.bptt, None], jax.random.key(args.seed)
@@ -293,17 +293,17 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse
     what.add_argument("--text", type=Path, help="UTF-8 file to train on; default: Python's library")
     for name, kind, about in [
         ("cell", str, "kind of recurrent layer"),
-        ("embedding_size", common.at_least(1), "features of the embedding"),
-        ("hidden_size", common.at_least(1), "features of the state"),
-        ("num_layers", common.at_least(1), "recurrent layers, one after the other"),
+        ("embedding_size", options.at_least(1), "features of the embedding"),
+        ("hidden_size", options.at_least(1), "features of the state"),
+        ("num_layers", options.at_least(1), "recurrent layers, one after the other"),
         ("dropout", number(0, 1), "probability, before, between and after the layers"),
-        ("epochs", common.at_least(1), "passes over the data; the toy stops when it can"),
+        ("epochs", options.at_least(1), "passes over the data; the toy stops when it can"),
         ("learning_rate", number(0), "Adam's; the highest, where it follows a schedule"),
         ("clip", number(0), "largest norm of the gradient"),
-        ("batch_size", common.at_least(1), "streams that the text is cut into"),
-        ("bptt", common.at_least(1), "steps of a chunk, through which gradients flow"),
+        ("batch_size", options.at_least(1), "streams that the text is cut into"),
+        ("bptt", options.at_least(1), "steps of a chunk, through which gradients flow"),
         ("temperature", number(0), "of the sample: 0 repeats the likely, 1 is true to the model"),
-        ("sample_length", common.at_least(1), "characters of the sample"),
+        ("sample_length", options.at_least(1), "characters of the sample"),
     ]:
         default = f"{TEXT[name]}, with --toy {TOY[name]}" if name in TOY else TEXT[name]
         parser.add_argument(
@@ -312,7 +312,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse
             choices=CELLS if name == "cell" else None,
             help=f"{about} (default: {default})",
         )
-    common.add_common_arguments(parser)
+    options.add_common_arguments(parser)
     args = parser.parse_args(argv)
     defaults = TEXT | (TOY if args.toy else {})
     if args.smoke:
@@ -325,13 +325,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
     parser, args = parse(argv)
     if args.toy:
-        return run_toy(args, common.configure(args))
+        return run_toy(args, options.configure(args))
     try:
         limit = SMOKE_CHARACTERS if args.smoke else None
         text = text_data.load(args.text, limit, args.batch_size, args.bptt)
     except text_data.TextError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
-    return run_text(args, common.configure(args), text)
+    return run_text(args, options.configure(args), text)
 
 
 if __name__ == "__main__":

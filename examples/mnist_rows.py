@@ -14,12 +14,12 @@ import argparse
 import time
 from pathlib import Path
 
-import common
 import jax
 import matplotlib.pyplot as plt
 import mnist_data
 import numpy as np
 import optax
+from common import options, plots, reporting
 from flax import nnx
 
 import seqjax.nnx
@@ -48,7 +48,7 @@ class RowClassifier(nnx.Module):
         *,
         mean: float,
         std: float,
-        dtypes: common.DTypes,
+        dtypes: options.DTypes,
         rngs: nnx.Rngs,
     ) -> None:
         self.mean = mean
@@ -117,7 +117,7 @@ def train(
         order = rng.permutation(len(train_set.labels))[: steps * args.batch_size]
         losses = [
             train_step(model, optimizer, train_set.pixels[batch], train_set.labels[batch])
-            for batch in common.progress(order.reshape(steps, -1), f"epoch {epoch}")
+            for batch in reporting.progress(order.reshape(steps, -1), f"epoch {epoch}")
         ]
         logits = predict(model, test_set.pixels, args.batch_size)
         curves["loss"]["train"].append(float(np.mean(losses)))
@@ -186,15 +186,15 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--cell", choices=CELLS, default="lstm", help="default: %(default)s")
     for name, default in [("--hidden-size", 256), ("--num-layers", 1), ("--batch-size", 64)]:
-        count = common.at_least(1)
+        count = options.at_least(1)
         parser.add_argument(name, type=count, default=default, help="default: %(default)s")
     parser.add_argument(
-        "--epochs", type=common.at_least(1), help="default: 30 for the digits, 10 for MNIST"
+        "--epochs", type=options.at_least(1), help="default: 30 for the digits, 10 for MNIST"
     )
     parser.add_argument(
-        "--learning-rate", type=common.positive, default=5e-3, help="default: %(default)s"
+        "--learning-rate", type=options.positive, default=5e-3, help="default: %(default)s"
     )
-    common.add_common_arguments(parser)
+    options.add_common_arguments(parser)
     return parser
 
 
@@ -215,7 +215,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(
             f"--batch-size {args.batch_size}: more than the {len(train_set.labels)} images"
         )
-    dtypes = common.configure(args)
+    dtypes = options.configure(args)
 
     _, rows, columns = train_set.pixels.shape
     model = RowClassifier(
@@ -237,7 +237,7 @@ def main(argv: list[str] | None = None) -> None:
     seconds = time.perf_counter() - started
 
     logits = predict(model, test_set.pixels, args.batch_size)
-    common.save_curves(args.out / "curves.png", curves)
+    plots.save_curves(args.out / "curves.png", curves)
     save_predictions(args.out / "predictions.png", test_set, logits.argmax(-1))
     print(
         f"{args.cell}: test accuracy {accuracy(logits, test_set.labels):.2f} % "

@@ -12,11 +12,11 @@ import pytest
 from flax import nnx
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-import common
 import language_model
 import text_data
+from common import options
 
-DTYPES = common.DTypes(jnp.dtype("float32"), jnp.dtype("float32"))
+DTYPES = options.DTypes(jnp.dtype("float32"), jnp.dtype("float32"))
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 

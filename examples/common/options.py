@@ -1,21 +1,12 @@
-"""What the example programs share: their common options, progress bars and curves."""
+"""Options that every example has, and types for options of its own."""
 
 import argparse
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import matplotlib
-
-matplotlib.use("Agg")  # Draws into files, so that no screen is needed.
-import matplotlib.pyplot as plt
-from matplotlib.ticker import MaxNLocator
-from tqdm import tqdm
-
-T = TypeVar("T")
 
 
 class DTypes(NamedTuple):
@@ -70,37 +61,6 @@ def positive(text: str) -> float:
     if not 0 < (value := float(text)) < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
     return value
-
-
-def progress(iterable: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
-    """Shows a progress bar while iterating, and none where stderr is not a terminal."""
-    hidden = not sys.stderr.isatty()
-    return tqdm(iterable, description, total, leave=False, disable=hidden, dynamic_ncols=True)
-
-
-def save_curves(path: Path, curves: dict[str, dict[str, list[float]]]) -> None:
-    """Draws one panel per quantity, one line per name, over epochs.
-
-    Args:
-      path: image file to write.
-      curves: quantity to name to one value per epoch: `{"loss": {"train": […], "test": […]}}`.
-    """
-    figure, panels = plt.subplots(
-        1, len(curves), figsize=(4.8 * len(curves), 3.6), layout="constrained", squeeze=False
-    )
-    for panel, (quantity, lines) in zip(panels[0], curves.items(), strict=True):
-        for name, values in lines.items():
-            # With one epoch there is no line to see, so a marker.
-            marker = "o" if len(values) == 1 else None
-            panel.plot(range(1, len(values) + 1), values, label=name, marker=marker, clip_on=False)
-        epochs = max(len(values) for values in lines.values())
-        panel.set(xlabel="epoch", ylabel=quantity, xlim=(1, max(2, epochs)))
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.grid(alpha=0.3)
-        if len(lines) > 1:
-            panel.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def _folder(text: str) -> Path:

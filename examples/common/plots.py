@@ -1,0 +1,34 @@
+"""Pictures that the examples draw into files."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # Draws into files, so that no screen is needed.
+import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
+
+
+def save_curves(path: Path, curves: dict[str, dict[str, list[float]]]) -> None:
+    """Draws one panel per quantity, one line per name, over epochs.
+
+    Args:
+      path: image file to write.
+      curves: quantity to name to one value per epoch: `{"loss": {"train": […], "test": […]}}`.
+    """
+    figure, panels = plt.subplots(
+        1, len(curves), figsize=(4.8 * len(curves), 3.6), layout="constrained", squeeze=False
+    )
+    for panel, (quantity, lines) in zip(panels[0], curves.items(), strict=True):
+        for name, values in lines.items():
+            # With one epoch there is no line to see, so a marker.
+            marker = "o" if len(values) == 1 else None
+            panel.plot(range(1, len(values) + 1), values, label=name, marker=marker, clip_on=False)
+        epochs = max(len(values) for values in lines.values())
+        panel.set(xlabel="epoch", ylabel=quantity, xlim=(1, max(2, epochs)))
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.grid(alpha=0.3)
+        if len(lines) > 1:
+            panel.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
