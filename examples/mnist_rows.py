@@ -16,11 +16,12 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import mnist_data
 import numpy as np
 import optax
-from common import checkpoints, devices, options, plots, training
+from common import checkpoints, devices, gates, options, plots, training
 from flax import nnx
 
 import seqjax.nnx
@@ -180,6 +181,15 @@ def save_predictions(path: Path, test_set: mnist_data.Images, predicted: np.ndar
     plt.close(figure)
 
 
+def save_gates(path: Path, model: RowClassifier, image: np.ndarray) -> None:
+    """Draws the gates of the first layer while it reads an image from top to bottom."""
+    recurrent = model.recurrent
+    rows = jnp.asarray((image - model.mean) / model.std, recurrent.param_dtype)
+    seen = gates.lstm_gates(recurrent.layer.layers[0], recurrent.params[0], rows)
+    title = "an LSTM over the rows of an image, top to bottom"
+    plots.save_gates(path, seen, title=title, inputs=image)
+
+
 def parse_split(text: str) -> mnist_data.Split:
     try:
         split = mnist_data.Split(*map(int, text.split("/")))
@@ -270,6 +280,8 @@ def main(argv: list[str] | None = None) -> None:
     logits = predict(model, test_set.pixels, args.batch_size, group)
     if group.is_main:
         plots.save_curves(args.out / "curves.png", curves)
+        if args.cell == "lstm":
+            save_gates(args.out / "gates.png", model, test_set.pixels[0])
         save_predictions(args.out / "predictions.png", test_set, logits.argmax(-1))
     print(
         f"{args.cell}: test accuracy {accuracy(logits, test_set.labels):.2f} % "

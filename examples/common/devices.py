@@ -186,8 +186,13 @@ def connect(args: argparse.Namespace) -> Group:
         jax.distributed.initialize(address, args.num_processes, args.process_id)
     available = jax.devices()
     count = args.devices or (1 if args.coordinator is None else len(available))
-    if count > len(available) or (jax.process_count() > 1 and count != len(available)):
-        raise DeviceError(f"--devices {count}: there are {len(available)} of all processes")
+    if count > len(available):
+        raise DeviceError(f"--devices {count}: this machine has {len(available)}")
+    if jax.process_count() > 1 and count < len(available):
+        raise DeviceError(
+            f"--devices {count}: the processes have {len(available)}, and all of "
+            "them take part: leave --devices out"
+        )
     if jax.process_index() > 0:
         # Every process does the same; only the first one says so.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
