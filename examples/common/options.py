@@ -69,11 +69,15 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 def configure(args: argparse.Namespace) -> DTypes:
     """Prepares the run that the common options ask for: 64-bit types and the output folder."""
-    if args.dtype == "float64":
-        jax.config.update("jax_enable_x64", True)
     args.out.mkdir(parents=True, exist_ok=True)
-    params = "float64" if args.dtype == "float64" else "float32"
-    return DTypes(jnp.dtype(args.dtype), jnp.dtype(params))
+    return dtypes(args.dtype)
+
+
+def dtypes(name: str) -> DTypes:
+    """The dtypes that --dtype asks for; turns 64-bit types on where they are needed."""
+    if name == "float64":
+        jax.config.update("jax_enable_x64", True)
+    return DTypes(jnp.dtype(name), jnp.dtype("float64" if name == "float64" else "float32"))
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
