@@ -172,21 +172,25 @@ def report(
     )
     print(f"\na sample at temperature {args.temperature}:\n")
     print(corpus.vocabulary.decode(group.whole(sample)[:, 0].tolist()))
+    # All processes compute, since the weights are everywhere, and one draws.
+    line, seen = gates_over_a_line(model, corpus) if args.cell == "lstm" else ([], None)
     if group.is_main:
         plots.save_curves(args.out / "curves.png", curves)
-        if args.cell == "lstm":
-            save_gates(args.out / "gates.png", model, corpus)
+    if group.is_main and seen:
+        title = "an LSTM's first layer over a line of text"
+        plots.save_gates(args.out / "gates.png", group.whole(seen), title=title, labels=line)
 
 
-def save_gates(path: Path, model: LanguageModel, corpus: text_data.Encoded) -> None:
-    """Draws the gates of the first layer while it reads a line of text."""
-    vocabulary = corpus.vocabulary
+def gates_over_a_line(
+    model: LanguageModel, corpus: text_data.Encoded
+) -> tuple[list[str], dict[str, jax.Array]]:
+    """The tokens of a line of the validation split, and what the gates do while it is read."""
+    vocabulary, recurrent = corpus.vocabulary, model.recurrent
     lines = [vocabulary.encode(line) for line in vocabulary.decode(corpus.valid[:1000]).split("\n")]
     line = max([corpus.valid[:1], *lines], key=len)[:60]  # What a picture has room for.
-    recurrent = model.recurrent
-    seen = gates.lstm_gates(recurrent.layer.layers[0], recurrent.params[0], model.embedding(line))
-    labels = [vocabulary.tokens[token] for token in line]
-    plots.save_gates(path, seen, title="an LSTM over a line of text", labels=labels)
+    inputs = model.embedding(line)
+    seen = gates.lstm_gates(recurrent.layer.layers[0], recurrent.params[0], inputs)
+    return [vocabulary.tokens[token] for token in line], seen
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,6 +25,13 @@ TOY = {"cell": "gru", "embedding_size": 256, "hidden_size": 512, "epochs": 1000}
 TOY |= {"learning_rate": 1e-3, "clip": 1.0}
 TOY_SMOKE = {"embedding_size": 64, "hidden_size": 128, "learning_rate": 1e-2}
 
+# What it means that an option has no default.
+NONE_MEANS = {
+    "vocabulary_size": "all, but words that occur twice where the text has no <unk>",
+    "init_range": "as the layers do by themselves",
+    "patience": "never",
+}
+
 # The three networks of Zaremba, Sutskever & Vinyals 2014, which are for words of the Penn Treebank.
 ZAREMBA = {"cell": "lstm", "num_layers": 2, "tie_embeddings": False, "vocabulary_size": 10_000}
 ZAREMBA |= {"optimizer": "sgd", "learning_rate": 1.0, "schedule": "exponential", "batch_size": 20}
@@ -62,7 +69,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         ("test", "UTF-8 file that the best epoch is measured on"),
     ]:
         data.add_argument(f"--{name}", type=Path, metavar="FILE", help=about)
-    _add(data, "vocabulary_size", options.at_least(2), "so many most frequent tokens, not all")
+    _add(data, "vocabulary_size", options.at_least(2), "keep so many tokens, the most frequent")
 
     network = parser.add_argument_group("network")
     network.add_argument(
@@ -120,7 +127,7 @@ def _add(group: argparse._ArgumentGroup, name: str, kind: Callable, about: str, 
 
 def _default(name: str) -> str:
     """A default in words, for the help."""
-    words = str(TEXT[name])
+    words = str(TEXT[name]) if name not in NONE_MEANS else NONE_MEANS[name]
     for option, other in [("--level word", WORD), ("--toy", TOY)]:
         if name in other:
             words += f", with {option} {other[name]}"
