@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -69,11 +68,11 @@ def assert_identical(got: checkpoints.Checkpoint, expected: checkpoints.Checkpoi
 @pytest.fixture(scope="module", params=OPTIONS)
 def undisturbed(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Program]:
+) -> Program:
     folder = tmp_path_factory.mktemp(request.param)
     program = Program(request.param, folder / "undisturbed", folder / "cache")
     program.run()
-    yield program
+    return program
 
 
 @pytest.fixture

@@ -101,6 +101,18 @@ class Group:
         sent = np.frombuffer(data.ljust(size, b"\0")[:size], np.uint8)
         return np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes()
 
+    def arrays_from_main(self, arrays: list[np.ndarray] | None, like: Any) -> Any:
+        """A pytree like another, of the arrays that the main process gives for its leaves."""
+        leaves, structure = jax.tree.flatten(like)
+        # As bytes, which come as they are: JAX would send a sum, in which -0.0 becomes 0.0.
+        data = self.from_main(b"".join(array.tobytes() for array in arrays or []))
+        received, start = [], 0
+        for leaf in leaves:
+            values = np.frombuffer(data, leaf.dtype, leaf.size, start)
+            received.append(values.reshape(leaf.shape))
+            start += values.nbytes
+        return jax.tree.unflatten(structure, received)
+
     def any_process(self, flag: bool) -> bool:
         """Whether the flag is set on any process; all processes have to call it."""
         if jax.process_count() == 1:

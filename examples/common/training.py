@@ -85,12 +85,11 @@ class Run:
         self._meter: Meter | None = None
         self._signal: int | None = None
         self._checkpoints = self._best_checkpoints = self._writer = None
-        if args.checkpoint_dir is not None and group.is_main:
-            check_configuration(args.checkpoint_dir, _configuration(args, data, steps_per_epoch))
-            self._checkpoints = Checkpoints(args.checkpoint_dir / "last")
-            if best is not None:
-                self._best_checkpoints = Checkpoints(args.checkpoint_dir / "best", keep=1)
-        self._restore()
+        self.carry = group.split_whole(carry, carry_axis)
+        if args.checkpoint_dir is not None:
+            self._open_checkpoints(_configuration(args, data, steps_per_epoch))
+        for module, values in zip(modules, group.replicate(self._state()), strict=True):
+            nnx.update(module, values)
         if args.log_dir is not None and group.is_main:
             # Not above: it takes two seconds where PyTorch is installed, which it looks for.
             from tensorboardX import SummaryWriter
@@ -174,10 +173,7 @@ class Run:
         if self._args.checkpoint_dir is None:
             return
         found = None if self._best_checkpoints is None else self._best_checkpoints.restore()
-        packed = self._group.from_main(b"" if found is None else _pack(found.arrays))
-        params = self._params()
-        arrays = _unpack(packed, jax.tree.leaves(params))
-        self._set_params(jax.tree.unflatten(jax.tree.structure(params), arrays))
+        self._set_params(self._group.arrays_from_main(found and found.arrays, self._params()))
 
     def __enter__(self) -> Self:
         self._handlers = {
@@ -198,30 +194,35 @@ class Run:
             if closable is not None:
                 closable.close()
 
-    def _restore(self) -> None:
-        self.carry = self._group.split_whole(self._initial_carry, self._carry_axis)
-        state = self._state()
-        found = None if self._checkpoints is None else self._checkpoints.restore()
-        notes = b"" if found is None else json.dumps(found.notes).encode()
-        if self._args.checkpoint_dir is not None:
-            notes = self._group.from_main(notes)
-        if notes:
-            like = jax.tree.leaves((state, self._initial_carry))
-            packed = self._group.from_main(b"" if found is None else _pack(found.arrays))
-            arrays = _unpack(packed, like)
-            state, carry = jax.tree.unflatten(
-                jax.tree.structure((state, self._initial_carry)), arrays
-            )
-            self.carry = self._group.split_whole(carry, self._carry_axis)
-            position = json.loads(notes)
-            self.epoch, self.step = position["epoch"], position["step"]
-            self.curves, self._losses = position["curves"], position["losses"]
-            where = f"epoch {self.epoch}, step {self.step}"
-            if self.epoch > self._args.epochs:
-                where = "its end"
-            print(f"going on from {where}, found in {self._args.checkpoint_dir}", flush=True)
-        for module, values in zip(self._modules, self._group.replicate(state), strict=True):
+    def _open_checkpoints(self, configuration: dict[str, Any]) -> None:
+        """Goes on from the newest checkpoint, if there is one."""
+        found, error = None, ""
+        folder = self._args.checkpoint_dir
+        if self._group.is_main:
+            try:
+                check_configuration(folder, configuration)
+                self._checkpoints = Checkpoints(folder / "last")
+                if self._best is not None:
+                    self._best_checkpoints = Checkpoints(folder / "best", keep=1)
+                found = self._checkpoints.restore()
+            except CheckpointError as problem:
+                error = str(problem)
+        # All processes end alike, or go on alike.
+        if error := self._group.from_main(error.encode()).decode():
+            raise CheckpointError(error)
+        notes = self._group.from_main(json.dumps(found and found.notes).encode())
+        if (position := json.loads(notes)) is None:
+            return
+        like = self._state(), self._initial_carry
+        state, carry = self._group.arrays_from_main(found and found.arrays, like)
+        for module, values in zip(self._modules, state, strict=True):
             nnx.update(module, values)
+        self.carry = self._group.split_whole(carry, self._carry_axis)
+        self.epoch, self.step = position["epoch"], position["step"]
+        self.curves, self._losses = position["curves"], position["losses"]
+        finished = self.epoch > self._args.epochs
+        where = "its end" if finished else f"epoch {self.epoch}, step {self.step}"
+        print(f"going on from {where}, found in {folder}", flush=True)
 
     def _save(self) -> None:
         self._fetch_losses()
@@ -331,16 +332,3 @@ def _configuration(args: argparse.Namespace, data: str, steps_per_epoch: int) ->
         if name not in NOT_IN_CONFIGURATION and not isinstance(value, Path)
     }
     return {**options, "data": data, "steps per epoch": steps_per_epoch}
-
-
-def _pack(arrays: list[np.ndarray]) -> bytes:
-    return b"".join(array.tobytes() for array in arrays)
-
-
-def _unpack(packed: bytes, like: list[Any]) -> list[np.ndarray]:
-    arrays, start = [], 0
-    for leaf in like:
-        array = np.frombuffer(packed, leaf.dtype, leaf.size, start)
-        arrays.append(array.reshape(leaf.shape))
-        start += array.nbytes
-    return arrays
