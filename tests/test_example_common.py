@@ -63,6 +63,23 @@ def test_checkpoints_keep_the_last_few(tmp_path: Path) -> None:
     assert_equal(restore(tmp_path), make_checkpoint(7))
 
 
+def test_checkpoint_is_of_the_moment_it_was_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although it is written while the training goes on."""
+    losses, kept = [0.5], Checkpoints(tmp_path)
+    write = kept._manager.save
+
+    def write_late(*args: object, **kwargs: object) -> None:
+        losses.append(0.25)
+        write(*args, **kwargs)
+
+    monkeypatch.setattr(kept._manager, "save", write_late)
+    kept.save(1, Checkpoint([np.zeros(3)], {"losses": losses}))
+    kept.close()
+    assert restore(tmp_path).notes == {"losses": [0.5]}
+
+
 def test_checkpoint_that_is_there_stays(tmp_path: Path) -> None:
     save(tmp_path, 1, 2)
     kept = Checkpoints(tmp_path)

@@ -16,6 +16,7 @@ from common import checkpoints
 
 OPTIONS = {
     "mnist_rows": ["--smoke", "--hidden-size=8", "--epochs=8", "--batch-size=128"],
+    "language_model": ["--smoke", "--hidden-size=8", "--bptt=100", "--dropout=0.2"],
 }
 KILLS = 5
 

@@ -60,7 +60,8 @@ class Checkpoints:
         """Writes a checkpoint; a step that is there already stays as it is."""
         if step in self._manager.all_steps():
             return
-        notes = {"checksum": _checksum(checkpoint), **checkpoint.notes}
+        # A copy: writing goes on beside the training, to whose lists the next step adds.
+        notes = {"checksum": _checksum(checkpoint), **json.loads(json.dumps(checkpoint.notes))}
         arrays = {str(index): array for index, array in enumerate(checkpoint.arrays)}
         self._manager.save(
             step,
