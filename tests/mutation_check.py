@@ -197,7 +197,7 @@ MISTAKES = {
     ),
     "decoding: finished rows go on": Mistake(
         "decoding.py",
-        "carry = _where_rows(~ended, new_carry, carry, carry_axis)",
+        "carry = where_valid(~ended, new_carry, carry, carry_axis)",
         "carry = new_carry",
         "decoding",
     ),
