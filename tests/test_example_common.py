@@ -335,7 +335,10 @@ def test_gates_are_drawn(tmp_path: Path) -> None:
     drawn = {name: rng.uniform(size=(7, 5)) for name in "ifogc"}
     plots.save_gates(tmp_path / "a.png", drawn, title="a", inputs=rng.uniform(size=(7, 2)))
     plots.save_gates(tmp_path / "b.png", drawn, title="b", labels=list("a word!"))
-    for name in ("a.png", "b.png"):
+    # Words, what is not a formula, and what the font does not have.
+    words = ["a", "word", "$x^$", "$", "漢", "\t", ""]
+    plots.save_gates(tmp_path / "c.png", drawn, title="c", labels=words)
+    for name in ("a.png", "b.png", "c.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG\r\n")
 
 

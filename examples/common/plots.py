@@ -1,5 +1,6 @@
 """Pictures that the examples draw into files."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -81,7 +82,12 @@ def save_gates(
     if labels is None:
         axes[-1].set_xlabel("step")
     else:
-        axes[-1].set_xticks(range(steps), labels, fontsize=8)
+        upright = max(map(len, labels)) <= 2
+        texts = [label.replace("$", r"\$") for label in labels]  # Between two would be a formula.
+        axes[-1].set_xticks(range(steps), texts, fontsize=8, rotation=0 if upright else 90)
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    with warnings.catch_warnings():
+        # Of a text's characters that the font does not have, boxes are drawn.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(path, dpi=120)
     plt.close(figure)
