@@ -211,10 +211,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         corpus = text_data.encode(
             splits, args.level, args.vocabulary_size, args.batch_size, args.bptt
         )
-        print(corpus.summary())
         dtypes = options.configure(args)
         group = devices.connect(args)
         group.check_batch(args.batch_size)
+        print(corpus.summary())
         model = language_network.build(len(corpus.vocabulary), args, dtypes)
         curves = train(model, corpus, args, group)
     except (text_data.TextError, devices.DeviceError, checkpoints.CheckpointError) as error:

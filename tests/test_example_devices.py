@@ -17,6 +17,7 @@ import programs
 from test_sharding import collectives
 
 sys.path.insert(0, programs.EXAMPLES)
+import language_model
 import mnist_data
 import mnist_rows
 import optax
@@ -25,6 +26,7 @@ from flax import nnx
 
 DEVICES = 8
 MNIST = ["--smoke", "--hidden-size=8", "--epochs=3", "--batch-size=64"]
+LANGUAGE = ["--smoke", "--cell=gru", "--num-layers=2", "--hidden-size=8", "--bptt=100"]
 
 
 def curves(folder: Path) -> dict[str, Any]:
@@ -47,6 +49,13 @@ def check_mnist(folder: Path) -> None:
     for count in (1, DEVICES):
         kept = f"--checkpoint-dir={folder / str(count)}"
         mnist_rows.main([*MNIST, f"--devices={count}", f"--out={folder}", kept])
+    assert_close(curves(folder / str(DEVICES)), curves(folder / "1"))
+
+
+def check_language_model(folder: Path) -> None:
+    for count in (1, DEVICES):
+        kept = f"--checkpoint-dir={folder / str(count)}"
+        language_model.main([*LANGUAGE, f"--devices={count}", f"--out={folder}", kept])
     assert_close(curves(folder / str(DEVICES)), curves(folder / "1"))
 
 
@@ -76,6 +85,7 @@ def main(argv: list[str]) -> None:
     assert len(jax.devices()) == DEVICES
     check_mnist(folder / "mnist")
     check_mnist_loop()
+    check_language_model(folder / "language_model")
 
 
 def test_eight_devices(tmp_path: Path) -> None:
