@@ -18,6 +18,8 @@ from test_sharding import collectives
 
 sys.path.insert(0, programs.EXAMPLES)
 import language_model
+import language_network
+import language_options
 import mnist_data
 import mnist_rows
 import optax
@@ -26,7 +28,8 @@ from flax import nnx
 
 DEVICES = 8
 MNIST = ["--smoke", "--hidden-size=8", "--epochs=3", "--batch-size=64"]
-LANGUAGE = ["--smoke", "--cell=gru", "--num-layers=2", "--hidden-size=8", "--bptt=100"]
+LANGUAGE_MODEL = ["--smoke", "--cell=gru", "--batch-size=8", "--bptt=5", "--hidden-size=8"]
+LANGUAGE_MODEL += ["--sample-length=1"]
 
 
 def curves(folder: Path) -> dict[str, Any]:
@@ -45,17 +48,11 @@ def assert_close(got: dict[str, Any], expected: dict[str, Any]) -> None:
         np.testing.assert_allclose(value, want, rtol=2e-4, err_msg=jax.tree_util.keystr(path))
 
 
-def check_mnist(folder: Path) -> None:
+def check_curves(program: Any, argv: list[str], folder: Path) -> None:
+    """A run on all devices measures what a run on one of them does."""
     for count in (1, DEVICES):
         kept = f"--checkpoint-dir={folder / str(count)}"
-        mnist_rows.main([*MNIST, f"--devices={count}", f"--out={folder}", kept])
-    assert_close(curves(folder / str(DEVICES)), curves(folder / "1"))
-
-
-def check_language_model(folder: Path) -> None:
-    for count in (1, DEVICES):
-        kept = f"--checkpoint-dir={folder / str(count)}"
-        language_model.main([*LANGUAGE, f"--devices={count}", f"--out={folder}", kept])
+        program.main([*argv, f"--devices={count}", f"--out={folder}", kept])
     assert_close(curves(folder / str(DEVICES)), curves(folder / "1"))
 
 
@@ -73,6 +70,20 @@ def check_mnist_loop() -> None:
     check_loop(step.lower(model, optimizer, *batch, group=group).compile().as_text())
 
 
+def check_language_model_loop() -> None:
+    """With dropout, states from one chunk to the next, and two layers."""
+    argv = [*LANGUAGE_MODEL, "--num-layers=2", "--dropout=0.3", f"--devices={DEVICES}"]
+    _, args = language_options.parse("", argv)
+    group = devices.connect(args)
+    model = language_network.build(9, args, options.configure(args))
+    optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+    tokens = group.split(np.ones((5, DEVICES), np.int32), axis=1)
+    state = group.split_whole(model.initial_state(DEVICES), axis=1)
+    step, key = language_model.train_step, jax.random.key(0)
+    lowered = step.lower(model, optimizer, tokens, tokens, state, key, group=group)
+    check_loop(lowered.compile().as_text())
+
+
 def check_loop(program: str) -> None:
     everywhere, in_loops = collectives(program)
     assert everywhere, "no sum of gradients was found at all"
@@ -83,9 +94,12 @@ def main(argv: list[str]) -> None:
     """Runs in a process that has many devices."""
     folder = Path(argv[0])
     assert len(jax.devices()) == DEVICES
-    check_mnist(folder / "mnist")
+    check_curves(mnist_rows, MNIST, folder / "mnist")
     check_mnist_loop()
-    check_language_model(folder / "language_model")
+    text = folder / "text.txt"
+    text.write_text("a state goes from one chunk to the next\n" * 12)
+    check_curves(language_model, [*LANGUAGE_MODEL, f"--text={text}"], folder / "language_model")
+    check_language_model_loop()
 
 
 def test_eight_devices(tmp_path: Path) -> None:
