@@ -181,11 +181,12 @@ def save_predictions(path: Path, test_set: mnist_data.Images, predicted: np.ndar
     plt.close(figure)
 
 
-def save_gates(path: Path, model: RowClassifier, image: np.ndarray) -> None:
+def save_gates(path: Path, model: RowClassifier, image: np.ndarray, group: devices.Group) -> None:
     """Draws the gates of the first layer while it reads an image from top to bottom."""
     recurrent = model.recurrent
     rows = jnp.asarray((image - model.mean) / model.std, recurrent.param_dtype)
-    seen = gates.lstm_gates(recurrent.layer.layers[0], recurrent.params[0], rows)
+    params = group.whole(recurrent.params[0])
+    seen = gates.lstm_gates(recurrent.layer.layers[0], params, rows)
     title = "an LSTM over the rows of an image, top to bottom"
     plots.save_gates(path, seen, title=title, inputs=image)
 
@@ -281,7 +282,7 @@ def main(argv: list[str] | None = None) -> None:
     if group.is_main:
         plots.save_curves(args.out / "curves.png", curves)
         if args.cell == "lstm":
-            save_gates(args.out / "gates.png", model, test_set.pixels[0])
+            save_gates(args.out / "gates.png", model, test_set.pixels[0], group)
         save_predictions(args.out / "predictions.png", test_set, logits.argmax(-1))
     print(
         f"{args.cell}: test accuracy {accuracy(logits, test_set.labels):.2f} % "

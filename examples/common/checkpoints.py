@@ -113,9 +113,13 @@ class Checkpoints:
             raise ValueError("its contents are not what was written")
         return checkpoint
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits until everything is written."""
         self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits until everything is written, and writes no more."""
+        self.wait()
         self._manager.close()
 
 

@@ -293,6 +293,7 @@ class Run:
             arrays = jax.tree.leaves(self._best_params)
             notes = {"epoch": self.epoch, quantity: {name: values[-1]}}
             self._best_checkpoints.save(self.epoch, Checkpoint(arrays, notes))
+            self._best_checkpoints.wait()  # Or a run that goes on later might miss its best.
 
     def _state(self) -> tuple[nnx.State, ...]:
         return tuple(nnx.state(module, nnx.Not(nnx.RngState)) for module in self._modules)
