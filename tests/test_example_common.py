@@ -135,6 +135,17 @@ def test_damaged_checkpoint_gives_way_to_the_one_before(
     gc.collect()
 
 
+def test_change_that_files_do_not_show(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """What can be read, and is not what was written, is damaged, too."""
+    save(tmp_path, 1, 2)
+    notes = tmp_path / "2" / "notes" / "metadata"
+    text = notes.read_text()
+    assert text.count("1e-300") == 1
+    notes.write_text(text.replace("1e-300", "2e-300"))
+    assert_equal(restore(tmp_path), make_checkpoint(1))
+    assert "is damaged (its contents are not what was written)" in capsys.readouterr().err
+
+
 @orbax_leaks
 def test_only_damaged_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     save(tmp_path, 1, 2)
