@@ -1,6 +1,7 @@
 """Pictures that the examples draw into files."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 
@@ -30,5 +31,37 @@ def save_curves(path: Path, curves: dict[str, dict[str, list[float]]]) -> None:
         panel.grid(alpha=0.3)
         if len(lines) > 1:
             panel.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+class LossPanel(NamedTuple):
+    """Losses to draw: per name, runs of (steps per value, values); and what no skill gives."""
+
+    title: str
+    runs: dict[str, list[tuple[int, list[float]]]]
+    baseline: float | None
+
+
+def save_losses(path: Path, panels: list[LossPanel]) -> None:
+    """Draws training losses over steps, a panel per task, a colour per name, a line per run."""
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(4.8 * columns, 3.6 * rows), layout="constrained", squeeze=False
+    )
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        for number, (name, runs) in enumerate(panel.runs.items()):
+            for which, (chunk, losses) in enumerate(runs):
+                steps = [chunk * (i + 1) for i in range(len(losses))]
+                label = name if which == 0 else None
+                axis.plot(steps, losses, color=f"C{number}", label=label, linewidth=1)
+        if panel.baseline is not None:
+            axis.axhline(panel.baseline, color="black", linestyle="--", label="baseline")
+        axis.set(title=panel.title, xlabel="step", ylabel="training loss", yscale="log")
+        axis.grid(alpha=0.3)
+        axis.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
