@@ -55,7 +55,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="default: all, but mnist only with --data-dir or --download",
     )
     parser.add_argument(
-        "--cells", nargs="+", choices=learning.CELLS, default=[*learning.CELLS], help="default: all"
+        "--cells",
+        nargs="+",
+        choices=learning.CELLS,
+        help="default: all, but gru only with --smoke",
     )
     parser.add_argument(
         "--seeds",
@@ -88,7 +91,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
         task = TASKS[name](**fields)
         task = task.smoke() if args.smoke else task
         seeds = args.seeds or (1 if args.smoke else task.seeds)
-        for cell in args.cells:
+        for cell in args.cells or (["gru"] if args.smoke else learning.CELLS):
             settings = task.settings[cell]
             if args.smoke:
                 settings = dataclasses.replace(settings, **SMOKE)
@@ -118,6 +121,7 @@ def carry_out(run: Run, folder: Path, dtype: str, dtypes: options.DTypes) -> Non
         "task": run.task.name,
         "cell": run.cell,
         "seed": run.seed,
+        "title": run.task.title,
         "settings": settings,
         **outcome._asdict(),
         "baseline": run.task.baseline(),
@@ -143,7 +147,7 @@ def summarize(folder: Path) -> str:
     records.write(folder / "results.md", table)
     panels = [
         plots.LossPanel(
-            TASKS[name].title,
+            next(record["title"] for record in found if record["task"] == name),
             {
                 cell.upper(): [(record["settings"]["chunk"], record["losses"]) for record in group]
                 for task, cell, group in records.groups(found)

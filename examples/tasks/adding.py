@@ -19,7 +19,6 @@ class Adding(Task):
     length: int = 600
 
     name: ClassVar[str] = "adding"
-    title: ClassVar[str] = "adding problem, T=600"
     measure: ClassVar[str] = "mean squared error"
     published: ClassVar[dict[str, str]] = {"lstm": "0.164", "gru": "5.3e-5", "rnn": "0.177"}
     published_steps: ClassVar[str] = "15,625"
@@ -31,6 +30,10 @@ class Adding(Task):
         cell: Settings(steps=steps, learning_rate=4e-3, solved_loss=5e-5)
         for cell, steps in [("lstm", 2000), ("gru", 4000), ("rnn", 2000)]
     }
+
+    @property
+    def title(self) -> str:
+        return f"adding problem, T={self.length}"
 
     def smoke(self) -> Self:
         return dataclasses.replace(self, length=20)

@@ -51,7 +51,6 @@ class Task(abc.ABC):
 
     Attributes:
       name: for the command line.
-      title: for the table.
       measure: what is compared with the published figures, its unit included.
       published: cell to the published figure.
       published_steps: updates that the published runs took, as far as they are known.
@@ -62,7 +61,6 @@ class Task(abc.ABC):
     """
 
     name: ClassVar[str]
-    title: ClassVar[str]
     measure: ClassVar[str]
     published: ClassVar[dict[str, str]]
     published_steps: ClassVar[str]
@@ -70,6 +68,11 @@ class Task(abc.ABC):
     outputs: ClassVar[int]
     seeds: ClassVar[int]
     settings: ClassVar[dict[str, Settings]]
+
+    @property
+    @abc.abstractmethod
+    def title(self) -> str:
+        """For table and plot: the task and how hard it is."""
 
     @abc.abstractmethod
     def smoke(self) -> Self:

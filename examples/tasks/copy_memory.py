@@ -25,7 +25,6 @@ class CopyMemory(Task):
     length: int = 1000
 
     name: ClassVar[str] = "copy"
-    title: ClassVar[str] = "copy memory, T=1000"
     measure: ClassVar[str] = "cross-entropy (nats)"
     published: ClassVar[dict[str, str]] = {"lstm": "0.0204", "gru": "0.0197", "rnn": "0.0202"}
     published_steps: ClassVar[str] = "15,650"
@@ -35,6 +34,10 @@ class CopyMemory(Task):
     settings: ClassVar[dict[str, Settings]] = dict.fromkeys(
         ("lstm", "gru", "rnn"), Settings(steps=1000, hidden_size=50, learning_rate=1e-3)
     )
+
+    @property
+    def title(self) -> str:
+        return f"copy memory, T={self.length}"
 
     def smoke(self) -> Self:
         return dataclasses.replace(self, length=10)

@@ -22,7 +22,6 @@ class Digits(Task):
     limit: int | None = None
 
     name: ClassVar[str] = "digits"
-    title: ClassVar[str] = "scikit-learn's digits by rows"
     measure: ClassVar[str] = "test accuracy (%)"
     published: ClassVar[dict[str, str]] = {"lstm": "98.9 on MNIST", "rnn": "98.0 on MNIST"}
     published_steps: ClassVar[str] = "9,380"
@@ -41,8 +40,16 @@ class Digits(Task):
         """
         return mnist_data.load(None, False, None, seed)
 
+    @property
+    def title(self) -> str:
+        return f"scikit-learn's digits by rows, {self.sizes()}"
+
     def smoke(self) -> Self:
         return dataclasses.replace(self, limit=256)
+
+    def sizes(self) -> str:
+        train, test = self.limited(0)
+        return f"{len(train.labels)} to train on and {len(test.labels)} to test on"
 
     def limited(self, seed: int) -> list[mnist_data.Images]:
         return [
@@ -61,12 +68,7 @@ class Digits(Task):
     def evaluate(self, predict: Predict, seed: int) -> dict[str, float]:
         train, test = self.limited(seed)
         scores = predict(encode(test, train).inputs, None)[-1]
-        right = np.asarray(scores.argmax(-1)) == test.labels
-        return {
-            self.measure: 100 * float(np.mean(right)),
-            "training images": len(train.labels),
-            "test images": len(test.labels),
-        }
+        return {self.measure: 100 * float(np.mean(np.asarray(scores.argmax(-1)) == test.labels))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +84,6 @@ class Mnist(Digits):
     split: mnist_data.Split | None = None
 
     name: ClassVar[str] = "mnist"
-    title: ClassVar[str] = "MNIST by rows"
     seeds: ClassVar[int] = 1
     published: ClassVar[dict[str, str]] = {"lstm": "98.9", "rnn": "98.0"}
     settings: ClassVar[dict[str, Settings]] = dict.fromkeys(
@@ -92,6 +93,10 @@ class Mnist(Digits):
     def describe(self) -> dict[str, Any]:
         # Not the folder: where the images lie changes nothing.
         return {"limit": self.limit, "split": self.split and list(self.split)}
+
+    @property
+    def title(self) -> str:
+        return f"MNIST by rows, {self.sizes()}"
 
     def images(self, seed: int) -> tuple[mnist_data.Images, mnist_data.Images]:
         return mnist_data.load(self.folder, self.download, self.split, seed)

@@ -24,7 +24,6 @@ class Parity(Task):
     every_step: bool = True
 
     name: ClassVar[str] = "parity"
-    title: ClassVar[str] = "parity, trained to length 40, tested on 40 to 256"
     measure: ClassVar[str] = "accuracy (%)"
     published: ClassVar[dict[str, str]] = {"lstm": "100", "gru": "-", "rnn": "100"}
     published_steps: ClassVar[str] = "-"
@@ -35,6 +34,10 @@ class Parity(Task):
         ("lstm", "gru", "rnn"),
         Settings(steps=4000, hidden_size=64, batch_size=64, learning_rate=3e-3, solved_loss=1e-4),
     )
+
+    @property
+    def title(self) -> str:
+        return f"parity, trained to length {self.train_length}, tested to {self.test_length}"
 
     def smoke(self) -> Self:
         return dataclasses.replace(self, train_length=8, test_length=16)

@@ -78,7 +78,6 @@ class Reber(Task):
     test_strings: int = 256
 
     name: ClassVar[str] = "reber"
-    title: ClassVar[str] = "embedded Reber grammar, 256 training strings"
     measure: ClassVar[str] = "test strings wholly right (%)"
     published: ClassVar[dict[str, str]] = {"lstm": "100", "gru": "-", "rnn": "0"}
     published_steps: ClassVar[str] = "8,440 to 39,740 strings"
@@ -88,6 +87,10 @@ class Reber(Task):
     settings: ClassVar[dict[str, Settings]] = dict.fromkeys(
         ("lstm", "gru", "rnn"), Settings(steps=3000, hidden_size=16, learning_rate=1e-2)
     )
+
+    @property
+    def title(self) -> str:
+        return f"embedded Reber grammar, {self.train_strings} training strings"
 
     def smoke(self) -> Self:
         return dataclasses.replace(self, train_strings=32, test_strings=8)

@@ -107,7 +107,7 @@ def table(records: list[Record], tasks: dict[str, type[Task]]) -> str:
         for measure in group[0]["measures"]:
             compared = measure == task.measure
             cells = [
-                task.title if compared else "",
+                group[0]["title"] if compared else "",
                 measure,
                 cell.upper(),
                 _summary([record["measures"][measure] for record in group]),
@@ -118,8 +118,8 @@ def table(records: list[Record], tasks: dict[str, type[Task]]) -> str:
                 f"{statistics.mean(record['seconds'] for record in group) / 60:.1f}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
-    used = [task for name, task in tasks.items() if name in {record["task"] for record in records}]
-    sources = [f"* {task.title}: {task.source}." for task in used]
+    used = dict.fromkeys(record["task"] for record in records)
+    sources = [f"* {name}: {tasks[name].source}." for name in used]
     machines = sorted({f"{record['hardware']}; {record['dtype']}" for record in records})
     return "\n".join(
         [
