@@ -85,7 +85,7 @@ class Reber(Task):
     outputs: ClassVar[int] = len(SYMBOLS)
     seeds: ClassVar[int] = 3
     settings: ClassVar[dict[str, Settings]] = dict.fromkeys(
-        ("lstm", "gru", "rnn"), Settings(steps=3000, hidden_size=16, learning_rate=1e-2)
+        ("lstm", "gru", "rnn"), Settings(steps=4000, hidden_size=16, learning_rate=1e-2)
     )
 
     @property
