@@ -32,7 +32,7 @@ class CopyMemory(Task):
     outputs: ClassVar[int] = 10
     seeds: ClassVar[int] = 1
     settings: ClassVar[dict[str, Settings]] = dict.fromkeys(
-        ("lstm", "gru", "rnn"), Settings(steps=1000, hidden_size=50, learning_rate=1e-3)
+        ("lstm", "gru", "rnn"), Settings(steps=1000, hidden_size=50, learning_rate=3e-3)
     )
 
     @property
