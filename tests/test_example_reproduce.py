@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import reproduce
 import tasks
 from common import options, reporting
-from tasks import learning, records, reber
+from tasks import learning, reber, records
 from tasks.base import Settings
 
 DTYPES = options.DTypes(jnp.dtype("float32"), jnp.dtype("float32"))
