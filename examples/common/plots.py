@@ -52,15 +52,18 @@ def save_losses(path: Path, panels: list[LossPanel]) -> None:
     )
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
+    names = list(dict.fromkeys(name for panel in panels for name in panel.runs))
     for axis, panel in zip(axes.flat, panels, strict=False):
-        for number, (name, runs) in enumerate(panel.runs.items()):
+        for name, runs in panel.runs.items():
+            color = f"C{names.index(name)}"
             for which, (chunk, losses) in enumerate(runs):
                 steps = [chunk * (i + 1) for i in range(len(losses))]
                 label = name if which == 0 else None
-                axis.plot(steps, losses, color=f"C{number}", label=label, linewidth=1)
+                axis.plot(steps, losses, color=color, label=label, linewidth=1)
         if panel.baseline is not None:
             axis.axhline(panel.baseline, color="black", linestyle="--", label="baseline")
-        axis.set(title=panel.title, xlabel="step", ylabel="training loss", yscale="log")
+        axis.set_title(panel.title, fontsize=10)
+        axis.set(xlabel="step", ylabel="training loss", yscale="log")
         axis.grid(alpha=0.3)
         axis.legend()
     figure.savefig(path, dpi=120)

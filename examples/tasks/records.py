@@ -99,25 +99,29 @@ def groups(records: list[Record]) -> Iterator[tuple[str, str, list[Record]]]:
 def table(records: list[Record], tasks: dict[str, type[Task]]) -> str:
     """A Markdown table, one line per task and cell, and what its columns mean."""
     lines = [
-        "| task | measure | cell | ours | published | seeds | steps | published steps | minutes |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| task | measure | cell | ours | published | seeds | steps | published steps | minutes "
+        "| also measured |",
+        f"|{' --- |' * 10}",
     ]
     for name, cell, group in groups(records):
         task = tasks[name]
-        for measure in group[0]["measures"]:
-            compared = measure == task.measure
-            cells = [
-                group[0]["title"] if compared else "",
-                measure,
-                cell.upper(),
-                _summary([record["measures"][measure] for record in group]),
-                task.published.get(cell, "-") if compared else "-",
-                str(len(group)),
-                _range([record["steps"] for record in group]),
-                task.published_steps,
-                f"{statistics.mean(record['seconds'] for record in group) / 60:.1f}",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
+        ours = {
+            measure: _summary([record["measures"][measure] for record in group])
+            for measure in group[0]["measures"]
+        }
+        cells = [
+            group[0]["title"],
+            task.measure,
+            cell.upper(),
+            ours.pop(task.measure),
+            task.published.get(cell, "-"),
+            str(len(group)),
+            _range([record["steps"] for record in group]),
+            task.published_steps,
+            f"{statistics.mean(record['seconds'] for record in group) / 60:.1f}",
+            ", ".join(f"{measure}: {value}" for measure, value in ours.items()),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     used = dict.fromkeys(record["task"] for record in records)
     sources = [f"* {name}: {tasks[name].source}." for name in used]
     machines = sorted({f"{record['hardware']}; {record['dtype']}" for record in records})
