@@ -124,7 +124,7 @@ def test_reber_tells_strings_by_their_successors() -> None:
 def test_reber_successors_are_those_that_can_be_completed() -> None:
     found = set()
     for length in range(9, 12):
-        for inner in itertools.product(reber.SYMBOLS, repeat=length - 7):
+        for inner in itertools.product(reber.SYMBOLS, repeat=length - 6):
             for branch in "TP":
                 string = f"B{branch}B{''.join(inner)}E{branch}E"
                 if EMBEDDED.fullmatch(string):
@@ -132,7 +132,7 @@ def test_reber_successors_are_those_that_can_be_completed() -> None:
     for string in (s for s in found if len(s) == 9):
         for step, legal in enumerate(reber.legal_successors(string)):
             prefix = string[: step + 1]
-            # Every symbol of this grammar's short prefixes leads to an end within two more.
+            # From these prefixes two steps more are enough to end, whatever comes next.
             assert legal == {s[step + 1] for s in found if s.startswith(prefix)}
 
 
