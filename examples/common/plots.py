@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 
@@ -90,4 +91,39 @@ def save_gates(
         # Of a text's characters that the font does not have, boxes are drawn.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+class LossPanel(NamedTuple):
+    """Losses to draw: per name, runs of (steps per value, values); and what no skill gives."""
+
+    title: str
+    runs: dict[str, list[tuple[int, list[float]]]]
+    baseline: float | None
+
+
+def save_losses(path: Path, panels: list[LossPanel]) -> None:
+    """Draws training losses over steps, a panel per task, a colour per name, a line per run."""
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(4.8 * columns, 3.6 * rows), layout="constrained", squeeze=False
+    )
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    names = list(dict.fromkeys(name for panel in panels for name in panel.runs))
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        for name, runs in panel.runs.items():
+            color = f"C{names.index(name)}"
+            for which, (chunk, losses) in enumerate(runs):
+                steps = [chunk * (i + 1) for i in range(len(losses))]
+                label = name if which == 0 else None
+                axis.plot(steps, losses, color=color, label=label, linewidth=1)
+        if panel.baseline is not None:
+            axis.axhline(panel.baseline, color="black", linestyle="--", label="baseline")
+        axis.set_title(panel.title, fontsize=10)
+        axis.set(xlabel="step", ylabel="training loss", yscale="log")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -117,26 +117,19 @@ class Run:
         """The steps of this epoch still to do, from 0."""
         width = len(str(self._args.epochs))
         name = f"epoch {self.epoch:{width}}/{self._args.epochs}"
-        self._meter = Meter(name, self._steps_per_epoch, self.step, self._unit)
-        try:
+        with Meter(name, self._steps_per_epoch, self.step, self._unit) as self._meter:
             while self.step < self._steps_per_epoch:
                 yield self.step
                 self.step += 1
                 self._stop_if_asked()
-                # end_epoch saves, so not after the last step.
-                if (
-                    self.global_step % self._args.save_every
-                    == 0
-                    < self._steps_per_epoch - self.step
-                ):
+                is_last = self.step == self._steps_per_epoch  # After it end_epoch saves.
+                if self.global_step % self._args.save_every == 0 and not is_last:
                     self._save()
-        finally:
-            self._meter.close()
 
     def record(self, loss: jax.Array, size: int) -> None:
         """Notes a step's loss, and how many units it has learnt from."""
         self._waiting.append(loss)
-        self._meter.step(size)
+        self._meter.advance(size)
         if len(self._waiting) == LOSSES_AT_ONCE:
             self._fetch_losses()
 
