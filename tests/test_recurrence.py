@@ -29,9 +29,6 @@ MIXED = seqjax.Stack(
 )
 """One of everything."""
 
-NAMES = ["rnn_relu", "lstm_proj", "gru"]
-"""Cells that differ in more than a term of their equation."""
-
 few_examples = settings(deadline=None, derandomize=True, max_examples=10)
 many_examples = settings(deadline=None, derandomize=True, max_examples=100)
 
@@ -69,11 +66,12 @@ class TestDerivatives:
         check_jvp(function, forward, (flat,))
         check_vjp(function, lambda x: (function(x), functools.partial(reverse, x)), (flat,))
 
-    @pytest.mark.parametrize(
-        "layer", [*(cases.CELLS[name] for name in NAMES), MIXED], ids=[*NAMES, "mixed"]
-    )
+    @pytest.mark.parametrize("layer", [cases.CELLS["lstm_proj"], MIXED], ids=["lstm_proj", "mixed"])
     def test_every_order_and_mode(self, layer: seqjax.Layer, x64: None) -> None:
-        """The plain scan, in two steps, with a mask: cells to the second order."""
+        """The plain scan, in two steps, with a mask: a cell to the second order.
+
+        It has no derivative of its own, so that one cell shows that nothing breaks JAX's.
+        """
         case = contract.make_case(layer, (2,), 2, np.float64)
         flat, unflatten = ravel_pytree(case[:3])
 
