@@ -43,22 +43,22 @@ def checks(name: str, implementation: str | None) -> list[Callable]:
     - Two cells have between them all that "xla" makes a difference of: a c, a projection, products
       that only add up and products that do not. The others differ by terms of their equation,
       whose values and gradients, in both directions and with padding, are in `test_golden.py`.
-    - A composition only hands an implementation on; the largest one has the others' parts in it,
-      except for the stack's step.
+    - A composition only hands an implementation on: one of two cells and directions shows it, and
+      the stack, which alone of them steps, shows its step.
     """
     in_full = name == "lstm_proj" or (implementation == "xla" and name == "gru")
-    largest = implementation == "xla" and name == "stack_bidirectional"
+    composed = implementation == "xla" and name == "bidirectional"
     if implementation is None:
         whole = [] if name.endswith("no_bias") else [contract.check_is_the_whole_sequence]
-        return whole + [contract.check_jit_equals_eager] * (in_full or name in NOT_STEPPING)
+        return whole + [contract.check_jit_equals_eager] * (in_full or name == "bidirectional")
     chosen = list(EVERYWHERE)
     if name in cases.CELLS and not name.endswith("no_bias"):
         chosen += [contract.check_dtypes_are_kept, contract.check_16_bit_is_close_to_truth]
     else:
         chosen.append(contract.check_two_dtypes_are_kept)
-    if in_full or largest:
+    if in_full or composed:
         chosen += IN_FULL
-    if largest:
+    if composed:
         chosen.append(contract.check_16_bit_is_close_to_truth)
     if in_full or (implementation == "xla" and name == "stack"):
         chosen += WITH_STEP
