@@ -1,5 +1,6 @@
 """Pictures that the examples draw into files."""
 
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -121,7 +122,7 @@ def save_losses(path: Path, panels: list[LossPanel]) -> None:
                 axis.plot(steps, losses, color=color, label=label, linewidth=1)
         if panel.baseline is not None:
             axis.axhline(panel.baseline, color="black", linestyle="--", label="baseline")
-        axis.set_title(panel.title, fontsize=10)
+        axis.set_title(textwrap.fill(panel.title, 45), fontsize=10)
         axis.set(xlabel="step", ylabel="training loss", yscale="log")
         axis.grid(alpha=0.3)
         axis.legend()
