@@ -2,7 +2,6 @@
 
 import contextlib
 import multiprocessing
-import os
 import sys
 import warnings
 from multiprocessing.process import BaseProcess
@@ -13,7 +12,8 @@ EXAMPLES = str(Path(__file__).parents[1] / "examples")
 # Children are forked off one process that has imported what is slow to import, and computed
 # nothing.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["programs", "jax", "flax.nnx", "optax", "sklearn.datasets"])
+SLOW = ["jax", "flax.nnx", "optax", "orbax.checkpoint", "sklearn.datasets", "matplotlib.pyplot"]
+_context.set_forkserver_preload(["programs", *SLOW])
 
 
 def start(
@@ -59,6 +59,3 @@ def finish(process: BaseProcess, output: Path, status: int = 0) -> str:
     printed = output.read_text()
     assert process.exitcode == status, f"exit status {process.exitcode}\n{printed}"
     return printed
-
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
