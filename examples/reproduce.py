@@ -58,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--cells",
         nargs="+",
         choices=learning.CELLS,
-        help="default: all, but gru only with --smoke",
+        help="default: all, but rnn only with --smoke",
     )
     parser.add_argument(
         "--seeds",
@@ -91,7 +91,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
         task = TASKS[name](**fields)
         task = task.smoke() if args.smoke else task
         seeds = args.seeds or (1 if args.smoke else task.seeds)
-        for cell in args.cells or (["gru"] if args.smoke else learning.CELLS):
+        for cell in args.cells or (["rnn"] if args.smoke else learning.CELLS):
             settings = task.settings[cell]
             if args.smoke:
                 settings = dataclasses.replace(settings, **SMOKE)
