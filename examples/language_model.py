@@ -1,337 +1,226 @@
-"""Language models with seqjax's layers in Flax NNX: memorising sequences, and writing Python.
+"""Language models with seqjax's layers in Flax NNX: training on a text, and writing more of it.
 
-The model is an embedding, recurrent layers and a linear readout of one score per next token.
+The model is an embedding, recurrent layers and a readout of one score per next token.
 
-    python examples/language_model.py --toy                # a GRU learns ten sequences by heart
-    python examples/language_model.py --toy --cell lstm
     python examples/language_model.py                      # characters of Python's own library
+    python examples/language_model.py --level word         # words of Python's own documentation
     python examples/language_model.py --text book.txt --num-layers 2 --dropout 0.2
+    python examples/language_model.py --preset zaremba-medium \\
+        --train ptb.train.txt --valid ptb.valid.txt --test ptb.test.txt --checkpoint-dir ptb
+    python examples/language_model.py generate --checkpoint-dir ptb --prompt "the company said"
+    python examples/language_model.py --toy                # a GRU learns ten sequences by heart
 
-`--toy` shows padded batches with a mask: the model trains on ten sequences of unequal length until,
-given a first token, it writes down the rest and then stops, feeding on its own output only.
+It shows truncated backpropagation through time. The text is cut into streams that lie side by side
+in the batch, and those into chunks; the state at the end of a chunk is the initial state of the
+next, while gradients stay within a chunk. After each epoch the model is measured on the validation
+split; the weights of the best epoch are kept, measured on the test split, and write a sample. With
+--checkpoint-dir they can write more later: see generate --help.
 
-Without it the program shows truncated backpropagation through time on one long text. The text is
-cut into streams that lie side by side in the batch, and those into chunks; the state at the end of
-a chunk is the initial state of the next, while gradients stay within a chunk. The last tenth of
-the text is held out to measure on. Then the model writes a sample.
-
-Both decode with the trained model itself, one token at a time, in one compiled loop.
+--toy shows padded batches with a mask instead: the model trains on ten sequences of unequal length
+until, given a first token, it writes down the rest and then stops, feeding on its own output only.
 """
 
 import argparse
-import math
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import language_generate
+import language_network
+import language_options
 import numpy as np
 import optax
 import text_data
-from common import options, plots, reporting
+import toy_sequences
+from common import checkpoints, devices, gates, options, plots, training
 from flax import nnx
+from language_network import LanguageModel
 
-import seqjax
-import seqjax.nnx
-
-CHECK_EVERY = 10  # Epochs of the toy.
-
-# Defaults of the character model, what is different for the toy, and for a --smoke run of either.
-TEXT = {"cell": "lstm", "embedding_size": 64, "hidden_size": 256, "num_layers": 1, "dropout": 0.0}
-TEXT |= {"epochs": 5, "batch_size": 32, "bptt": 64, "learning_rate": 4e-3, "clip": 1.0}
-TEXT |= {"temperature": 0.7, "sample_length": 600}
-TEXT_SMOKE = {"embedding_size": 16, "hidden_size": 64, "epochs": 2, "batch_size": 8, "bptt": 25}
-TEXT_SMOKE |= {"learning_rate": 1e-2, "sample_length": 80}
-SMOKE_CHARACTERS = 20_000
-TOY = {"cell": "gru", "embedding_size": 256, "hidden_size": 512, "epochs": 1000}
-TOY |= {"learning_rate": 1e-3}
-TOY_SMOKE = {"embedding_size": 64, "hidden_size": 128, "learning_rate": 1e-2}
-
-CELLS = {"lstm": seqjax.nnx.LSTM, "gru": seqjax.nnx.GRU, "rnn": seqjax.nnx.RNN}
+# Options that change neither the weights after an epoch nor which epoch is the best.
+NOT_OF_THE_RUN = {"patience", "temperature", "sample_length"}
 
 
-class LanguageModel(nnx.Module):
-    """Scores of the next token after each token of a sequence."""
-
-    def __init__(
-        self, vocabulary_size: int, args: argparse.Namespace, dtypes: options.DTypes, rngs: nnx.Rngs
-    ) -> None:
-        options = {"dtype": dtypes.compute, "param_dtype": dtypes.params, "rngs": rngs}
-        self.embedding = nnx.Embed(vocabulary_size, args.embedding_size, **options)
-        self.recurrent = CELLS[args.cell](
-            args.embedding_size,
-            args.hidden_size,
-            args.num_layers,
-            # As in PyTorch it acts between layers, with a warning where there is only one.
-            dropout=args.dropout if args.num_layers > 1 else 0.0,
-            **options,
-        )
-        # In the parameters' dtype: the loss sums over the vocabulary, too much for 16 bits.
-        options["dtype"] = dtypes.params
-        self.readout = nnx.Linear(args.hidden_size, vocabulary_size, **options)
-        self.dropout = nnx.Dropout(args.dropout, rngs=rngs)
-
-    def __call__(
-        self, tokens: jax.Array, state: Any = None, mask: jax.Array | None = None
-    ) -> tuple[jax.Array, Any]:
-        """Tokens and mask `(T, batch)` to scores `(T, batch, vocabulary)` and the last state."""
-        inputs = self.dropout(self.embedding(tokens))
-        output, state = self.recurrent(inputs, state, mask=mask)
-        return self.readout(self.dropout(output)), state
-
-    def initial_state(self, batch_size: int) -> Any:
-        """Zeros that look like the state that a call returns, so that all chunks compile once."""
-        inputs = jnp.zeros((1, batch_size, self.recurrent.input_size), self.recurrent.dtype)
-        _, state = jax.eval_shape(lambda: self.recurrent(inputs, deterministic=True))
-        return jax.tree.map(jnp.zeros_like, state)
+def make_optimizer(args: argparse.Namespace, steps_per_epoch: int) -> optax.GradientTransformation:
+    """Adam or plain SGD, on gradients whose norm over all parameters is clipped."""
+    kind = {"adam": optax.adam, "sgd": optax.sgd}[args.optimizer]
+    schedule = make_schedule(args, steps_per_epoch)
+    return optax.chain(optax.clip_by_global_norm(args.clip), kind(schedule))
 
 
-def make_optimizer(
-    model: LanguageModel, learning_rate: float | Callable[..., Any], clip: float
-) -> nnx.Optimizer:
-    """Adam, on gradients whose norm over all parameters is clipped."""
-    adam = optax.chain(optax.clip_by_global_norm(clip), optax.adam(learning_rate))
-    return nnx.Optimizer(model, adam, wrt=nnx.Param)
+def make_schedule(args: argparse.Namespace, steps_per_epoch: int) -> optax.Schedule:
+    """The learning rate at each step."""
+    steps = args.epochs * steps_per_epoch
+    match args.schedule:
+        case "cosine":
+            return optax.warmup_cosine_decay_schedule(
+                0.0, args.learning_rate, warmup_steps=min(100, steps // 10), decay_steps=steps
+            )
+        case "exponential":  # learning_rate * decay ** max(epoch - decay_after, 0), from epoch 1.
+            return optax.exponential_decay(
+                args.learning_rate,
+                steps_per_epoch,
+                args.decay,
+                transition_begin=(args.decay_after - 1) * steps_per_epoch,
+                staircase=True,
+            )
+        case _:
+            return optax.constant_schedule(args.learning_rate)
 
 
-@nnx.jit
+@partial(nnx.jit, static_argnames="group")
 def train_step(
     model: LanguageModel,
     optimizer: nnx.Optimizer,
     inputs: jax.Array,
     targets: jax.Array,
-    state: Any = None,
-    mask: jax.Array | None = None,
-) -> tuple[jax.Array, Any]:
-    """One step of training: the mean loss per valid token, in nats, and the state at the end."""
-    state = jax.lax.stop_gradient(state)  # Truncation: the chunk before is out of reach.
-
-    def loss_fn(model: LanguageModel) -> tuple[jax.Array, Any]:
-        scores, new_state = model(inputs, state, mask)
-        losses = optax.softmax_cross_entropy_with_integer_labels(scores, targets)
-        return jnp.mean(losses, where=mask), new_state
-
-    (loss, state), gradients = nnx.value_and_grad(loss_fn, has_aux=True)(model)
-    optimizer.update(model, gradients)
-    return loss, state
-
-
-@nnx.jit
-def chunk_loss(
-    model: LanguageModel, inputs: jax.Array, targets: jax.Array, state: Any, mask: jax.Array
-) -> tuple[jax.Array, Any]:
-    """The summed loss of valid tokens, in nats, and the state at the end."""
-    scores, state = model(inputs, state, mask)
-    losses = optax.softmax_cross_entropy_with_integer_labels(scores, targets)
-    return jnp.sum(losses, where=mask), state
-
-
-@partial(nnx.jit, static_argnames="steps")
-def generate(
-    model: LanguageModel,
-    prompt: jax.Array,
+    state: Any,
     key: jax.Array,
-    temperature: float,
-    end: int,
     *,
-    steps: int,
-) -> jax.Array:
-    """Continues prompts by up to `steps` tokens, each the input of the next step.
+    group: devices.Group,
+) -> tuple[jax.Array, Any]:
+    """One step of training: the mean loss per token, in nats, and the state at the end."""
 
-    Args:
-      model: in evaluation mode.
-      prompt: tokens `(T, batch)`.
-      key: draws the tokens.
-      temperature: 0 takes the most probable token, 1 draws from the model's own distribution.
-      end: the token at which a row stops; -1, which is none, for rows that never do.
-      steps: the loop's bound.
+    def loss_fn(
+        model: LanguageModel, inputs: jax.Array, targets: jax.Array, state: Any, key: jax.Array
+    ) -> tuple[jax.Array, int, Any]:
+        state = jax.lax.stop_gradient(state)  # Truncation: the chunk before is out of reach.
+        scores, state = model(inputs, state, key=key)
+        losses = optax.softmax_cross_entropy_with_integer_labels(scores, targets)
+        # Summed over the chunk's steps, as published learning rates and clipping norms mean it,
+        # and averaged over rows.
+        return losses.sum(), inputs.shape[1], state
 
-    Returns:
-      Tokens `(steps, batch)`; everything after a row's `end` is `end`.
-    """
-
-    def step(state: Any, tokens: jax.Array) -> tuple[Any, jax.Array]:
-        scores, state = model(tokens[None], state)
-        return state, scores[0]
-
-    return seqjax.generate(
-        step,
-        model.initial_state(prompt.shape[1]),
-        prompt,
-        max_tokens=steps,
-        key=key,
-        temperature=temperature,
-        stop_token=end,
-        carry_axis=1,  # PyTorch's layout of states: (layers, batch, features).
-    ).tokens
+    (loss, state), gradients = group.value_and_grad(
+        loss_fn, model, inputs, targets, state, axis=1, key=key
+    )
+    optimizer.update(model, gradients)
+    return loss / len(inputs), state
 
 
-def count_reproduced(model: LanguageModel) -> int:
-    """How many sequences greedy decoding gives back, end included, from their first token."""
-    model.eval()
-    firsts = jnp.array([[sequence[0] for sequence in text_data.SEQUENCES]], jnp.int32)
-    steps = max(map(len, text_data.SEQUENCES))  # Just enough for the longest and its end.
-    rows = generate(model, firsts, jax.random.key(0), 0.0, text_data.END, steps=steps).T.tolist()
-    wanted = [[*sequence[1:], text_data.END] for sequence in text_data.SEQUENCES]
-    return sum(row[: len(want)] == want for row, want in zip(rows, wanted, strict=True))
+def is_over(valid: Sequence[float], patience: int | None) -> bool:
+    """Whether the last `patience` epochs have brought nothing better than the best before them."""
+    return patience is not None and len(valid) - 1 - int(np.argmin([*valid, np.inf])) >= patience
 
 
-def train_toy(model: LanguageModel, args: argparse.Namespace) -> tuple[int, list[float]]:
-    """Trains until all sequences are reproduced, or at most for `args.epochs`.
+def train(
+    model: LanguageModel, corpus: text_data.Encoded, args: argparse.Namespace, group: devices.Group
+) -> training.Curves:
+    """Trains, or goes on from a checkpoint; leaves the best epoch's weights in the model.
 
     Returns:
-      How many are reproduced, and the loss in each epoch.
+      The curves of the training and the validation split, the former as it was in training.
     """
-    inputs, targets, mask = text_data.toy_batch()
-    optimizer = make_optimizer(model, args.learning_rate, args.clip)
-    reproduced, losses = 0, []
-    for epoch in reporting.progress(range(1, args.epochs + 1), "training"):
-        model.train()
-        loss, _ = train_step(model, optimizer, inputs, targets, mask=mask)
-        losses.append(float(loss))
-        if epoch % CHECK_EVERY == 0 or epoch == args.epochs:
-            reproduced = count_reproduced(model)
-            print(f"epoch {epoch}: loss {losses[-1]:.4f}, {reproduced} reproduced", flush=True)
-            if reproduced == len(text_data.SEQUENCES):
+    quantity, metric = language_network.METRICS[args.level]
+    inputs, targets = text_data.chunks(corpus.train, args.batch_size, args.bptt)
+    optimizer = nnx.Optimizer(model, make_optimizer(args, len(inputs)), wrt=nnx.Param)
+    own = group.rows(args.batch_size)
+    with training.Run(
+        argparse.Namespace(**{k: v for k, v in vars(args).items() if k not in NOT_OF_THE_RUN}),
+        group,
+        modules=(model, optimizer),
+        steps_per_epoch=len(inputs),
+        carry=model.initial_state(args.batch_size),
+        carry_axis=1,
+        data=checkpoints.fingerprint([*corpus.splits().values()]),
+        unit=text_data.LEVELS[args.level],
+        best=(quantity, "valid"),
+    ) as run:
+        if args.checkpoint_dir and group.is_main:
+            language_generate.describe(args.checkpoint_dir, args, corpus.vocabulary)
+        for _ in run.epochs():
+            if is_over(run.curves.get(quantity, {}).get("valid", []), args.patience):
+                print(f"stopped: {args.patience} epochs without improvement", flush=True)
                 break
-    return reproduced, losses
+            for step in run.steps():
+                chunk = group.split((inputs[step][:, own], targets[step][:, own]), axis=1)
+                loss, run.carry = train_step(
+                    model, optimizer, *chunk, run.carry, run.key(), group=group
+                )
+                run.record(loss, inputs[step].size)
+            valid = language_network.mean_loss(model, corpus.valid)
+            run.end_epoch({quantity: {"train": metric(run.mean_loss()), "valid": metric(valid)}})
+        run.use_best()
+    return run.curves
 
 
-def run_toy(args: argparse.Namespace, dtypes: options.DTypes) -> int:
-    """Trains on the sequences; the exit status says whether all are reproduced."""
-    model = LanguageModel(text_data.TOY_VOCABULARY, args, dtypes, nnx.Rngs(args.seed))
-    reproduced, losses = train_toy(model, args)
-    plots.save_curves(args.out / "curves.png", {"loss": {"train": losses}})
-    print(f"{reproduced} of {len(text_data.SEQUENCES)} sequences reproduced")
-    return 0 if reproduced == len(text_data.SEQUENCES) else 1
+def report(
+    model: LanguageModel,
+    corpus: text_data.Encoded,
+    curves: training.Curves,
+    args: argparse.Namespace,
+    group: devices.Group,
+) -> None:
+    """Says how good the best epoch is on every split, draws, and lets the model write."""
+    quantity, metric = language_network.METRICS[args.level]
+    best = int(np.argmin(curves[quantity]["valid"]))
+    measured = {name: values[best] for name, values in curves[quantity].items()}
+    if corpus.test is not None:
+        measured["test"] = metric(language_network.mean_loss(model, corpus.test))
+    results = ", ".join(f"{name} {value:.3f}" for name, value in measured.items())
+    print(f"best epoch {best + 1}: {quantity} {results}")
 
-
-def bits_per_character(model: LanguageModel, ids: np.ndarray, batch_size: int, bptt: int) -> float:
-    """Evaluates on a text, every stream from its beginning to its end with one running state."""
-    model.eval()
-    state, total = model.initial_state(batch_size), 0.0
-    for inputs, targets, mask in zip(*text_data.into_chunks(ids, batch_size, bptt), strict=True):
-        loss, state = chunk_loss(model, inputs, targets, state, mask)
-        total += float(loss)
-    return total / (len(ids) - 1) / math.log(2)
-
-
-def train_text(
-    model: LanguageModel, train_ids: np.ndarray, held_out_ids: np.ndarray, args: argparse.Namespace
-) -> dict[str, list[float]]:
-    """Trains, printing a line per epoch, and returns the curves."""
-    # Without the last, ragged chunk no mask is needed, which leaves every fast path open.
-    chunks = zip(*text_data.into_chunks(train_ids, args.batch_size, args.bptt), strict=True)
-    chunks = [(inputs, targets) for inputs, targets, mask in chunks if mask.all()]
-    steps = args.epochs * len(chunks)
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, args.learning_rate, warmup_steps=min(100, steps // 10), decay_steps=steps
+    # What comes first in the validation split sets the scene.
+    sample = language_network.write(
+        model,
+        corpus.valid[: args.bptt, None],
+        length=args.sample_length,
+        temperature=args.temperature,
+        key=jax.random.key(args.seed),
     )
-    optimizer = make_optimizer(model, schedule, args.clip)
-    train, held_out = [], []
-    for epoch in range(1, args.epochs + 1):
-        model.train()
-        state, losses, start = model.initial_state(args.batch_size), [], time.perf_counter()
-        bar = reporting.progress(chunks, f"epoch {epoch}")
-        for inputs, targets in bar:
-            loss, state = train_step(model, optimizer, inputs, targets, state)
-            losses.append(float(loss))
-            speed = len(losses) * inputs.size / (time.perf_counter() - start)
-            bar.set_postfix_str(f"{speed:,.0f} characters/s", refresh=False)
-        train.append(float(np.mean(losses)) / math.log(2))
-        held_out.append(bits_per_character(model, held_out_ids, args.batch_size, args.bptt))
-        print(
-            f"epoch {epoch}/{args.epochs}: {train[-1]:.3f} bits per character in training, "
-            f"{held_out[-1]:.3f} held out, {speed:,.0f} characters/s",
-            flush=True,
-        )
-    return {"train": train, "held out": held_out}
-
-
-def run_text(args: argparse.Namespace, dtypes: options.DTypes, text: str) -> int:
-    """Trains a character model, measures it on held-out text and lets it write."""
-    ids, vocabulary = text_data.encode(text)
-    train_ids, held_out_ids = np.split(ids, [len(ids) * 9 // 10])
-    print(
-        f"{len(train_ids):,} characters to train on, {len(held_out_ids):,} held out, "
-        f"{len(vocabulary)} different ones"
-    )
-    model = LanguageModel(len(vocabulary), args, dtypes, nnx.Rngs(args.seed))
-    curves = train_text(model, train_ids, held_out_ids, args)
-    plots.save_curves(args.out / "curves.png", {"bits per character": curves})
-
-    # What comes first in the held-out text sets the scene.
-    prompt, key = held_out_ids[: args.bptt, None], jax.random.key(args.seed)
-    sample = generate(model, prompt, key, args.temperature, -1, steps=args.sample_length)
     print(f"\na sample at temperature {args.temperature}:\n")
-    print("".join(vocabulary[token] for token in sample[:, 0].tolist()))
-    return 0
+    print(corpus.vocabulary.decode(group.whole(sample)[:, 0].tolist()))
+    # All processes compute, since the weights are everywhere, and one draws.
+    line, seen = gates_over_a_line(model, corpus) if args.cell == "lstm" else ([], None)
+    if group.is_main:
+        plots.save_curves(args.out / "curves.png", curves)
+    if group.is_main and seen:
+        title = "an LSTM's first layer over a line of text"
+        plots.save_gates(args.out / "gates.png", group.whole(seen), title=title, labels=line)
 
 
-def number(above: float, below: float = math.inf) -> Callable[[str], float]:
-    """For `add_argument(type=…)`: a float between two bounds, the lower one included."""
-
-    def convert(text: str) -> float:
-        if not above <= (value := float(text)) < below:
-            raise argparse.ArgumentTypeError(f"expected {above} <= number < {below}, got {text}")
-        return value
-
-    return convert
-
-
-def parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    """The options, with the defaults that fit what is to be run."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--toy", action="store_true", help="memorise ten sequences")
-    what.add_argument("--text", type=Path, help="UTF-8 file to train on; default: Python's library")
-    for name, kind, about in [
-        ("cell", str, "kind of recurrent layer"),
-        ("embedding_size", options.at_least(1), "features of the embedding"),
-        ("hidden_size", options.at_least(1), "features of the state"),
-        ("num_layers", options.at_least(1), "recurrent layers, one after the other"),
-        ("dropout", number(0, 1), "probability, before, between and after the layers"),
-        ("epochs", options.at_least(1), "passes over the data; the toy stops when it can"),
-        ("learning_rate", number(0), "Adam's; the highest, where it follows a schedule"),
-        ("clip", number(0), "largest norm of the gradient"),
-        ("batch_size", options.at_least(1), "streams that the text is cut into"),
-        ("bptt", options.at_least(1), "steps of a chunk, through which gradients flow"),
-        ("temperature", number(0), "of the sample: 0 repeats the likely, 1 is true to the model"),
-        ("sample_length", options.at_least(1), "characters of the sample"),
-    ]:
-        default = f"{TEXT[name]}, with --toy {TOY[name]}" if name in TOY else TEXT[name]
-        parser.add_argument(
-            "--" + name.replace("_", "-"),
-            type=kind,
-            choices=CELLS if name == "cell" else None,
-            help=f"{about} (default: {default})",
-        )
-    options.add_common_arguments(parser)
-    args = parser.parse_args(argv)
-    defaults = TEXT | (TOY if args.toy else {})
-    if args.smoke:
-        defaults |= TOY_SMOKE if args.toy else TEXT_SMOKE
-    given = {name: value for name, value in vars(args).items() if value is not None}
-    return parser, argparse.Namespace(**vars(args) | defaults | given)
+def gates_over_a_line(
+    model: LanguageModel, corpus: text_data.Encoded
+) -> tuple[list[str], dict[str, jax.Array]]:
+    """The tokens of a line of the validation split, and what the gates do while it is read."""
+    vocabulary, recurrent = corpus.vocabulary, model.recurrent
+    lines = [vocabulary.encode(line) for line in vocabulary.decode(corpus.valid[:1000]).split("\n")]
+    line = max([corpus.valid[:1], *lines], key=len)[:60]  # What a picture has room for.
+    inputs = model.embedding(line)
+    seen = gates.lstm_gates(recurrent.layer.layers[0], recurrent.params[0], inputs)
+    return [vocabulary.tokens[token] for token in line], seen
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns its exit status."""
-    parser, args = parse(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["generate"]:
+        return language_generate.main(f"{Path(sys.argv[0]).name} generate", argv[1:])
+    parser, args = language_options.parse(__doc__, argv)
     if args.toy:
-        return run_toy(args, options.configure(args))
+        return toy_sequences.run(args)
     try:
-        limit = SMOKE_CHARACTERS if args.smoke else None
-        text = text_data.load(args.text, limit, args.batch_size, args.bptt)
-    except text_data.TextError as error:
+        splits = text_data.load(
+            args.level,
+            text=args.text,
+            files=(args.train, args.valid, args.test) if args.train else (),
+            limit=language_options.SMOKE_CHARACTERS if args.smoke else None,
+        )
+        corpus = text_data.encode(
+            splits, args.level, args.vocabulary_size, args.batch_size, args.bptt
+        )
+        dtypes = options.configure(args)
+        group = devices.connect(args)
+        group.check_batch(args.batch_size)
+        print(corpus.summary())
+        model = language_network.build(len(corpus.vocabulary), args, dtypes)
+        curves = train(model, corpus, args, group)
+    except (text_data.TextError, devices.DeviceError, checkpoints.CheckpointError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
-    return run_text(args, options.configure(args), text)
+    report(model, corpus, curves, args, group)
+    return 0
 
 
 if __name__ == "__main__":

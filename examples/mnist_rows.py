@@ -11,15 +11,17 @@ curves and test images with their predictions are written to runs/mnist_rows, or
 """
 
 import argparse
+import functools
 import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import mnist_data
 import numpy as np
 import optax
-from common import options, plots, reporting
+from common import checkpoints, devices, gates, options, plots, training
 from flax import nnx
 
 import seqjax.nnx
@@ -72,16 +74,27 @@ class RowClassifier(nnx.Module):
         return self.classify(output[:, -1])
 
 
-def mean_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+def losses_of(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
-@nnx.jit
+@functools.partial(nnx.jit, static_argnames="group")
 def train_step(
-    model: RowClassifier, optimizer: nnx.Optimizer, pixels: jax.Array, labels: jax.Array
+    model: RowClassifier,
+    optimizer: nnx.Optimizer,
+    pixels: jax.Array,
+    labels: jax.Array,
+    *,
+    group: devices.Group,
 ) -> jax.Array:
     """Updates the model on one batch and returns its loss."""
-    loss, grads = nnx.value_and_grad(lambda model: mean_loss(model(pixels), labels))(model)
+
+    def loss_fn(
+        model: RowClassifier, pixels: jax.Array, labels: jax.Array, key: None
+    ) -> tuple[jax.Array, int, None]:
+        return losses_of(model(pixels), labels).sum(), len(labels), None
+
+    (loss, _), grads = group.value_and_grad(loss_fn, model, pixels, labels)
     optimizer.update(model, grads)
     return loss
 
@@ -91,11 +104,15 @@ def apply(model: RowClassifier, pixels: jax.Array) -> jax.Array:
     return model(pixels)
 
 
-def predict(model: RowClassifier, pixels: np.ndarray, batch_size: int) -> np.ndarray:
+def predict(
+    model: RowClassifier, pixels: np.ndarray, batch_size: int, group: devices.Group
+) -> np.ndarray:
     """Logits of any number of images, in batches of one shape so that nothing compiles twice."""
     padded = np.pad(pixels, ((0, -len(pixels) % batch_size), (0, 0), (0, 0)))
-    batches = padded.reshape(-1, batch_size, *pixels.shape[1:])
-    return np.concatenate([apply(model, batch) for batch in batches])[: len(pixels)]
+    own = group.rows(batch_size)
+    batches = padded.reshape(-1, batch_size, *pixels.shape[1:])[:, own]
+    logits = [group.whole(apply(model, group.split(batch))) for batch in batches]
+    return np.concatenate(logits)[: len(pixels)]
 
 
 def train(
@@ -103,33 +120,39 @@ def train(
     train_set: mnist_data.Images,
     test_set: mnist_data.Images,
     args: argparse.Namespace,
-) -> dict[str, dict[str, list[float]]]:
-    """Trains, printing a line per epoch, and returns the curves."""
+    group: devices.Group,
+) -> training.Curves:
+    """Trains, or goes on from a checkpoint, and returns the curves."""
     steps = len(train_set.labels) // args.batch_size
     schedule = optax.cosine_decay_schedule(args.learning_rate, steps * args.epochs)
     # Clipping: a recurrence can multiply a gradient once per step.
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
-    rng = np.random.default_rng(args.seed)
-    curves = {"loss": {"train": [], "test": []}, "accuracy (%)": {"test": []}}
-    for epoch in range(1, args.epochs + 1):
-        # The incomplete last batch is dropped: another image is in it every epoch.
-        order = rng.permutation(len(train_set.labels))[: steps * args.batch_size]
-        losses = [
-            train_step(model, optimizer, train_set.pixels[batch], train_set.labels[batch])
-            for batch in reporting.progress(order.reshape(steps, -1), f"epoch {epoch}")
-        ]
-        logits = predict(model, test_set.pixels, args.batch_size)
-        curves["loss"]["train"].append(float(np.mean(losses)))
-        curves["loss"]["test"].append(float(mean_loss(logits, test_set.labels)))
-        curves["accuracy (%)"]["test"].append(accuracy(logits, test_set.labels))
-        print(
-            f"epoch {epoch:{len(str(args.epochs))}}/{args.epochs}  "
-            f"loss {curves['loss']['train'][-1]:.4f}  "
-            f"test accuracy {curves['accuracy (%)']['test'][-1]:.2f} %",
-            flush=True,
-        )
-    return curves
+    with training.Run(
+        args,
+        group,
+        modules=(model, optimizer),
+        steps_per_epoch=steps,
+        data=checkpoints.fingerprint([*train_set, *test_set]),
+    ) as run:
+        for epoch in run.epochs():
+            # The incomplete last batch is dropped: another image is in it every epoch.
+            order = np.random.default_rng((args.seed, epoch)).permutation(len(train_set.labels))
+            for step in run.steps():
+                batch = order[step * args.batch_size : (step + 1) * args.batch_size]
+                batch = batch[group.rows(args.batch_size)]
+                pixels, labels = group.split((train_set.pixels[batch], train_set.labels[batch]))
+                loss = train_step(model, optimizer, pixels, labels, group=group)
+                run.record(loss, args.batch_size)
+            logits = predict(model, test_set.pixels, args.batch_size, group)
+            test_loss = losses_of(logits, test_set.labels).mean()
+            run.end_epoch(
+                {
+                    "loss": {"train": run.mean_loss(), "test": test_loss},
+                    "accuracy (%)": {"test": accuracy(logits, test_set.labels)},
+                }
+            )
+    return run.curves
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -156,6 +179,16 @@ def save_predictions(path: Path, test_set: mnist_data.Images, predicted: np.ndar
     )
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def save_gates(path: Path, model: RowClassifier, image: np.ndarray, group: devices.Group) -> None:
+    """Draws the gates of the first layer while it reads an image from top to bottom."""
+    recurrent = model.recurrent
+    rows = jnp.asarray((image - model.mean) / model.std, recurrent.param_dtype)
+    params = group.whole(recurrent.params[0])
+    seen = gates.lstm_gates(recurrent.layer.layers[0], params, rows)
+    title = "an LSTM over the rows of an image, top to bottom"
+    plots.save_gates(path, seen, title=title, inputs=image)
 
 
 def parse_split(text: str) -> mnist_data.Split:
@@ -195,6 +228,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--learning-rate", type=options.positive, default=5e-3, help="default: %(default)s"
     )
     options.add_common_arguments(parser)
+    options.add_training_arguments(parser)
     return parser
 
 
@@ -216,6 +250,11 @@ def main(argv: list[str] | None = None) -> None:
             f"--batch-size {args.batch_size}: more than the {len(train_set.labels)} images"
         )
     dtypes = options.configure(args)
+    try:
+        group = devices.connect(args)
+        group.check_batch(args.batch_size)
+    except devices.DeviceError as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
 
     _, rows, columns = train_set.pixels.shape
     model = RowClassifier(
@@ -233,12 +272,18 @@ def main(argv: list[str] | None = None) -> None:
         f"{rows} steps of {columns} numbers each"
     )
     started = time.perf_counter()
-    curves = train(model, train_set, test_set, args)
+    try:
+        curves = train(model, train_set, test_set, args, group)
+    except checkpoints.CheckpointError as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
     seconds = time.perf_counter() - started
 
-    logits = predict(model, test_set.pixels, args.batch_size)
-    plots.save_curves(args.out / "curves.png", curves)
-    save_predictions(args.out / "predictions.png", test_set, logits.argmax(-1))
+    logits = predict(model, test_set.pixels, args.batch_size, group)
+    if group.is_main:
+        plots.save_curves(args.out / "curves.png", curves)
+        if args.cell == "lstm":
+            save_gates(args.out / "gates.png", model, test_set.pixels[0], group)
+        save_predictions(args.out / "predictions.png", test_set, logits.argmax(-1))
     print(
         f"{args.cell}: test accuracy {accuracy(logits, test_set.labels):.2f} % "
         f"after {args.epochs} epochs in {seconds:.1f} s; pictures in {args.out}"

@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import datetime
 import importlib.metadata
+import math
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -96,7 +97,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
             if args.smoke:
                 settings = dataclasses.replace(settings, **SMOKE)
             if args.steps:
-                chunk = min(args.steps, settings.chunk)
+                chunk = math.gcd(args.steps, settings.chunk)  # So that no step is left over.
                 settings = dataclasses.replace(settings, steps=args.steps, chunk=chunk)
             runs += [Run(task, cell, args.seed + i, settings) for i in range(seeds)]
     return runs

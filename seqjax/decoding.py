@@ -119,7 +119,7 @@ def generate(
         token = choose(index, widen(logits)).astype(prompt.dtype)
         token = token if stop is None else jnp.where(ended, stop, token)
         new_carry, logits = step(carry, token)
-        carry = _where_rows(~ended, new_carry, carry, carry_axis)
+        carry = where_valid(~ended, new_carry, carry, carry_axis)
         tokens = tokens.at[index].set(token)
         lengths = jnp.where(ended, lengths, index + 1)
         ended = ended if stop is None else ended | (token == stop)
@@ -277,24 +277,13 @@ def _read_prompt(
         token, valid = inputs
         carry, logits = step(loop[0], token)
         if valid is not None:
-            carry = _where_rows(valid, carry, loop[0], carry_axis)
+            carry = where_valid(valid, carry, loop[0], carry_axis)
             logits = where_valid(valid, logits, loop[1])
         return (carry, logits), None
 
     logits = jax.eval_shape(step, carry, prompt[0])[1]
     start = carry, jnp.zeros(logits.shape, logits.dtype)
     return lax.scan(read_one, start, (prompt, mask))[0]
-
-
-def _where_rows(rows: jax.Array, values: Any, otherwise: Any, axis: int) -> Any:
-    """`where_valid` for leaves whose rows lie along some axis."""
-
-    def choose(value: jax.Array, other: jax.Array) -> jax.Array:
-        shape = [1] * value.ndim
-        shape[axis] = len(rows)
-        return jnp.where(rows.reshape(shape), value, other)
-
-    return jax.tree.map(choose, values, otherwise)
 
 
 def _take_rows(axis: int, carry: Any, rows: jax.Array) -> Any:

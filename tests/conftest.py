@@ -1,13 +1,31 @@
 """Settings for every test: strict dtype promotion, quick compilation, 64-bit types on request."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import jax
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-# Thousands of small programs run once each: what takes time is compiling them.
 jax.config.update("jax_disable_most_optimizations", True)
+
+# Thousands of small programs run once each: what takes time is compiling them. XLA reads its flags
+# once, when it is first used, and pytest's workers inherit them.
+QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+
+
+def xla_knows(flags: str) -> bool:
+    """Whether this XLA has the flags; one that has not ends the process."""
+    use = [sys.executable, "-c", "from jaxlib import xla_client; xla_client.CompileOptions()"]
+    environment = os.environ | {"XLA_FLAGS": flags}
+    return subprocess.run(use, env=environment, capture_output=True, check=False).returncode == 0
+
+
+flags = os.environ.get("XLA_FLAGS", "")
+if QUICK not in flags and xla_knows(QUICK):
+    os.environ["XLA_FLAGS"] = f"{flags} {QUICK}"
 
 
 @pytest.fixture

@@ -100,7 +100,9 @@ def _evaluate(
     return Evaluation(carry, ys, Case(*pullback(case.cotangents), None))
 
 
+# A program is compiled once, whichever check asks for it first.
 _compiled = quick_jit(_evaluate, static_argnums=0, static_argnames=("implementation", "reverse"))
+_run = quick_jit(scan, static_argnums=0, static_argnames="implementation")
 
 
 def evaluate(layer: seqjax.Layer, case: Case, mask: Any = None, **options: Any) -> Evaluation:
@@ -304,20 +306,21 @@ def check_chunks_equal_whole(layer: seqjax.Layer, implementation: str | None) ->
 def check_step_equals_scan(layer: seqjax.Layer, implementation: str | None) -> None:
     """A loop over `step` gives what `scan` gives: values and gradients."""
     case = make_case(layer, steps=HALF)
+    expected = jax.device_get(_loop(layer, case))
+    assert_close(evaluate(layer, case, implementation=implementation), expected)
 
-    @quick_jit
-    def loop(case: Case) -> Evaluation:
-        def run(params: Any, xs: Any, carry: Any) -> Any:
-            ys = []
-            for x in xs:
-                carry, y = layer.step(params, carry, x)
-                ys.append(y)
-            return carry, jnp.stack(ys)
 
-        (carry, ys), pullback = jax.vjp(run, *case[:3])
-        return Evaluation(carry, ys, Case(*pullback(case.cotangents), None))
+@functools.partial(quick_jit, static_argnums=0)
+def _loop(layer: seqjax.Layer, case: Case) -> Evaluation:
+    def run(params: Any, xs: Any, carry: Any) -> Any:
+        ys = []
+        for x in xs:
+            carry, y = layer.step(params, carry, x)
+            ys.append(y)
+        return carry, jnp.stack(ys)
 
-    assert_close(evaluate(layer, case, implementation=implementation), jax.device_get(loop(case)))
+    (carry, ys), pullback = jax.vjp(run, *case[:3])
+    return Evaluation(carry, ys, Case(*pullback(case.cotangents), None))
 
 
 def check_no_step_says_why(layer: seqjax.Layer) -> None:
@@ -351,9 +354,11 @@ def check_batch_shapes(layer: seqjax.Layer, implementation: str | None) -> None:
     assert_close(several.grads.carry, jax.tree.map(fold, batched.grads.carry))
     assert_close(several.grads.params, batched.grads.params)
 
-    run_one = quick_jit(functools.partial(scan, layer, implementation=implementation))
     for row in HALF_ROWS:
-        carry, ys = run_one(case.params, case.xs[:, row], rows(case.carry, row), mask=MASK[:, row])
+        carry, ys = _run(
+            layer, case.params, case.xs[:, row], rows(case.carry, row), mask=MASK[:, row],
+            implementation=implementation,
+        )  # fmt: skip
         assert_close(ys, batched.ys[:, row])
         assert_close(carry, rows(batched.carry, row))
 
@@ -440,8 +445,17 @@ def check_layer_is_a_value(layer: seqjax.Layer) -> None:
 
 def check_dtypes_are_kept(layer: seqjax.Layer, implementation: str | None) -> None:
     """Outputs, states and gradients come in the dtype that went in; `c` is never below float32."""
+    _check_dtypes(layer, implementation, jnp.float64, jnp.float32, jnp.bfloat16, jnp.float16)
+
+
+def check_two_dtypes_are_kept(layer: seqjax.Layer, implementation: str | None) -> None:
+    """The same, of a wide and a narrow dtype alone."""
+    _check_dtypes(layer, implementation, jnp.float32, jnp.bfloat16)
+
+
+def _check_dtypes(layer: seqjax.Layer, implementation: str | None, *dtypes: Any) -> None:
     with jax.enable_x64(True):
-        for dtype in (jnp.float64, jnp.float32, jnp.bfloat16, jnp.float16):
+        for dtype in dtypes:
             case = abstract_case(layer, (ROWS,), STEPS, dtype)
             for path, leaf in jax.tree_util.tree_leaves_with_path(case.carry):
                 is_c = jax.tree_util.keystr(path).endswith(".c")
@@ -457,14 +471,12 @@ def check_dtypes_are_kept(layer: seqjax.Layer, implementation: str | None) -> No
 
 def check_16_bit_is_close_to_truth(layer: seqjax.Layer, implementation: str | None) -> None:
     """16-bit results are within a few roundings of the results in float64."""
-    run = quick_jit(functools.partial(scan, layer, implementation=implementation))
-    truth_run = quick_jit(functools.partial(scan, layer, implementation="scan"))
     for dtype in (jnp.bfloat16, jnp.float16):
         case = make_case(layer, dtype=dtype)
-        carry, ys = run(*case[:3], mask=MASK)
+        carry, ys = _run(layer, *case[:3], mask=MASK, implementation=implementation)
         with jax.enable_x64(True):
             exact = jax.tree.map(lambda leaf: leaf.astype(np.float64), case[:3])
-            expected = truth_run(*exact, mask=MASK)
+            expected = _run(layer, *exact, mask=MASK, implementation="scan")
         chex.assert_trees_all_close(
             jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (carry, ys)),
             jax.tree.map(np.asarray, expected),

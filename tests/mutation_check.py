@@ -1,10 +1,10 @@
-"""Applies known mistakes to a copy of seqjax, one at a time, and shows that the tests notice each.
+"""Applies known mistakes to copies of the project and shows that the tests notice each.
 
 Run: python tests/mutation_check.py [NAME ...]
 
-Each mistake is a piece of the source, what stands in its place, and the file of tests that should
-notice, which runs on the copy until the first failure. A mistake that the tests let pass, or whose
-piece of source is gone, fails the check.
+Each mistake is a piece of the source, what stands in its place, and the tests that should notice,
+few and quick ones, which run on the copy until the first failure. A mistake that the tests let
+pass, or whose piece of source or tests are gone, fails the check.
 """
 
 import argparse
@@ -21,263 +21,347 @@ ROOT = Path(__file__).parent.parent
 
 
 class Mistake(NamedTuple):
-    """In `file`, `right` becomes `wrong`; the tests in `tests` should fail."""
+    """In `file`, `right` becomes `wrong`; tests in the file `tests` should fail."""
 
     file: str
     right: str
     wrong: str
     tests: str
+    only: str  # As pytest's option -k takes it.
 
 
 MISTAKES = {
     "gates i and f swapped": Mistake(
-        "cells/lstm.py",
+        "seqjax/cells/lstm.py",
         "i, f, g, o = jnp.split",
         "f, i, g, o = jnp.split",
         "golden",
+        "test_cells and lstm_cell-core",
     ),
     "gates g and o swapped": Mistake(
-        "cells/lstm.py",
+        "seqjax/cells/lstm.py",
         "i, f, g, o = jnp.split",
         "i, f, o, g = jnp.split",
         "golden",
+        "test_cells and lstm_cell-core",
     ),
     "gates r and z swapped": Mistake(
-        "cells/gru.py",
+        "seqjax/cells/gru.py",
         "x_r, x_z, x_n = jnp.split",
         "x_z, x_r, x_n = jnp.split",
         "golden",
+        "test_cells and gru_cell-core",
     ),
     "z flipped": Mistake(
-        "cells/gru.py",
+        "seqjax/cells/gru.py",
         "((1 - z) * n + z * carry.astype(z.dtype))",
         "(z * n + (1 - z) * carry.astype(z.dtype))",
         "golden",
+        "test_cells and gru_cell-core",
     ),
     "b_hn outside r": Mistake(
-        "cells/gru.py",
+        "seqjax/cells/gru.py",
         "n = jnp.tanh(x_n + r * h_n)",
         "b_n = params.b_hh[-h_n.shape[-1]:] if params.b_hh is not None else 0\n"
         "        n = jnp.tanh(x_n + b_n + r * (h_n - b_n))",
         "golden",
+        "test_cells and gru_cell-core",
     ),
     "reset before the matmul": Mistake(
-        "cells/gru.py",
+        "seqjax/cells/gru.py",
         "n = jnp.tanh(x_n + r * h_n)",
         "h_n = project((r * carry.astype(r.dtype)).astype(x.dtype), params.w_hh, params.b_hh)"
         "[..., -r.shape[-1]:]\n        n = jnp.tanh(x_n + h_n)",
         "golden",
+        "test_cells and gru_cell-core",
     ),
     "LSTM drops b_hh": Mistake(
-        "cells/lstm.py",
+        "seqjax/cells/lstm.py",
         "params.w_hh, params.b_hh)",
         "params.w_hh)",
         "golden",
+        "test_cells and lstm_cell-core",
     ),
     "RNN drops b_ih": Mistake(
-        "cells/rnn.py",
+        "seqjax/cells/rnn.py",
         "params.w_ih, params.b_ih)",
         "params.w_ih)",
         "golden",
+        "test_cells and rnn_cell_tanh-core",
     ),
     "hidden forget gate + 1": Mistake(
-        "cells/lstm.py",
+        "seqjax/cells/lstm.py",
         "jax.nn.sigmoid(f) * carry.c",
         "jax.nn.sigmoid(f + 1) * carry.c",
         "golden",
+        "test_cells and lstm_cell-core",
     ),
     "c carried in 16 bit": Mistake(
-        "cells/lstm.py",
+        "seqjax/cells/lstm.py",
         "return LSTMCarry(h, c), h",
         "return LSTMCarry(h, c.astype(x.dtype).astype(c.dtype)), h",
         "cells",
+        "test_c_is_not_rounded_at_every_step",
     ),
     "products summed in 16 bit": Mistake(
-        "ops/precision.py",
+        "seqjax/ops/precision.py",
         "jnp.matmul(x, weight, preferred_element_type=dtype)",
         "jnp.matmul(x, weight).astype(dtype)",
         "cells",
+        "test_every_product_asks_for_float32",
     ),
     "lengths ignored": Mistake(
-        "torch_shape.py",
+        "seqjax/torch_shape.py",
         "        return made\n",
         "        return None\n",
         "golden",
+        "test_float32 and rnn_tanh-nnx",
     ),
     "padded outputs repeated": Mistake(
-        "ops/reference.py",
+        "seqjax/ops/reference.py",
         "y = zero_padding(valid, y)",
         "y = where_valid(valid, y, jax.tree.leaves(carry)[0].astype(y.dtype))"
         " if jax.tree.leaves(carry)[0].shape == y.shape else y",
         "golden",
+        "test_float32 and gru-core",
     ),
     "carry not frozen": Mistake(
-        "ops/reference.py",
+        "seqjax/ops/reference.py",
         "new_carry = where_valid(valid, new_carry, carry)",
         "pass",
         "golden",
+        "test_float32 and gru-core",
     ),
     "kernel: gates i and f swapped": Mistake(
-        "ops/lstm/xla.py",
+        "seqjax/ops/lstm/xla.py",
         "return 0.5 + 0.5 * i, 0.5 + 0.5 * f, g",
         "return 0.5 + 0.5 * f, 0.5 + 0.5 * i, g",
         "golden",
+        "test_float32 and lstm-core",
     ),
     "kernel: b_hh dropped": Mistake(
-        "ops/whole_sequence/forward.py",
+        "seqjax/ops/whole_sequence/forward.py",
         "params.b_hh if kernel.separate else None",
         "None",
         "golden",
+        "test_float32 and gru-core",
     ),
     "kernel: gradient of b_hh dropped": Mistake(
-        "ops/whole_sequence/tangents.py",
+        "seqjax/ops/whole_sequence/tangents.py",
         "d_from_x, d_params.b_ih, d_params.b_hh)",
         "d_from_x, d_params.b_ih)",
         "golden",
+        "rnn_tanh_one_layer-ragged",
     ),
     "kernel: r passes no gradient": Mistake(
-        "ops/gru/xla.py",
+        "seqjax/ops/gru/xla.py",
         "from_n * h_n * r * (1 - r)",
         "0 * r",
         "golden",
+        "gru_one_layer-ragged",
     ),
     "kernel: carry not frozen": Mistake(
-        "ops/whole_sequence/forward.py",
+        "seqjax/ops/whole_sequence/forward.py",
         "h if valid is None else where_valid(valid, h, state.h)",
         "h",
         "golden",
+        "test_float32 and gru-core",
     ),
     "kernel: c not frozen": Mistake(
-        "ops/lstm/xla.py",
+        "seqjax/ops/lstm/xla.py",
         "jnp.where(valid, f, 1)",
         "f",
         "golden",
+        "test_float32 and lstm-core",
     ),
     "kernel: gradient not frozen": Mistake(
-        "ops/whole_sequence/tangents.py",
+        "seqjax/ops/whole_sequence/tangents.py",
         "d_new = where_valid(valid, d_new, d_state)",
         "pass",
         "golden",
+        "rnn_tanh_one_layer-ragged",
     ),
     "kernel: chunks entered in the wrong state": Mistake(
-        "ops/whole_sequence/tangents.py",
+        "seqjax/ops/whole_sequence/tangents.py",
         "jnp.concatenate([start[None], after[:-1]])",
         "jnp.concatenate([after[:1], after[:-1]])",
         "whole_sequence",
+        "test_chunks_equal_the_plain_scan and rnn_relu-forward-dense",
     ),
     "kernel: a skipped chunk runs another one": Mistake(
-        "ops/whole_sequence/chunks.py",
+        "seqjax/ops/whole_sequence/chunks.py",
         "(chunks - 1 - order if plan.reverse else order)",
         "order",
         "whole_sequence",
+        "test_chunks_of_padding_are_left_out",
     ),
     "kernel: the rest of an odd length comes first": Mistake(
-        "ops/whole_sequence/scan.py",
+        "seqjax/ops/whole_sequence/scan.py",
         "in reversed(pieces) if reverse else pieces",
         "in pieces",
         "whole_sequence",
+        "test_chunks_equal_the_plain_scan and gru-reverse-dense",
     ),
     "kernel: 16-bit gradients summed in 16 bit": Mistake(
-        "ops/whole_sequence/tangents.py",
+        "seqjax/ops/whole_sequence/tangents.py",
         "widen(jax.tree.map(_instantiate, (d_params, d_state)))",
         "jax.tree.map(_instantiate, (d_params, d_state))",
         "contract",
+        "rnn_tanh-xla-check_dtypes_are_kept",
     ),
     "kernel: mapped writes land on another axis": Mistake(
-        "ops/whole_sequence/forward.py",
+        "seqjax/ops/whole_sequence/forward.py",
         "_put_along(axis + 1)",
         "_put_along(axis)",
         "whole_sequence",
+        "test_gradients_under_vmap",
     ),
     "kernel: outputs at padding pass gradients": Mistake(
-        "ops/whole_sequence/tangents.py",
+        "seqjax/ops/whole_sequence/tangents.py",
         "zero_padding(valid, d_new.h)",
         "d_new.h",
         "golden",
+        "rnn_tanh_one_layer-ragged",
     ),
     "decoding: finished rows go on": Mistake(
-        "decoding.py",
-        "carry = _where_rows(~ended, new_carry, carry, carry_axis)",
+        "seqjax/decoding.py",
+        "carry = where_valid(~ended, new_carry, carry, carry_axis)",
         "carry = new_carry",
         "decoding",
+        "test_greedy_equals_a_loop",
     ),
     "decoding: beams keep each other's state": Mistake(
-        "decoding.py",
+        "seqjax/decoding.py",
         "step(take_rows(carry, rows), token.reshape(-1))",
         "step(carry, token.reshape(-1))",
         "decoding",
+        "test_narrow_beams_equal_a_loop",
     ),
     "decoding: top_p drops the token that crosses it": Mistake(
-        "decoding.py",
+        "seqjax/decoding.py",
         "jnp.cumsum(probabilities, axis=-1) - probabilities",
         "jnp.cumsum(probabilities, axis=-1)",
         "decoding",
+        "test_distribution",
     ),
     "remat forgets the carry": Mistake(
-        "ops/rematerialization.py",
+        "seqjax/ops/rematerialization.py",
         "        carry, first = run_whole(carry)\n        carry, last",
         "        _, first = run_whole(carry)\n        carry, last",
         "whole_sequence",
+        "TestRemat and test_values_and_gradients_stay",
     ),
     "padded inputs not zeroed": Mistake(
-        "recurrence.py",
+        "seqjax/recurrence.py",
         "zero_padding(mask, xs), mask=mask",
         "xs, mask=mask",
         "contract",
+        "rnn_tanh-scan-check_padding_never_leaks",
     ),
     "backward direction runs forward": Mistake(
-        "layers.py",
+        "seqjax/layers.py",
         "reverse=not reverse",
         "reverse=reverse",
         "golden",
+        "test_one_sequence_without_batch and rnn_tanh-core",
     ),
     "backward direction starts at T": Mistake(
-        "layers.py",
+        "seqjax/layers.py",
         "reverse=not reverse, key=backward_key, **options",
         "reverse=not reverse, key=backward_key, **options | {'mask': None}",
         "golden",
+        "test_every_form_outside_jit and rnn_tanh_two_layers_bidirectional-core",
     ),
     "directions concatenated the wrong way round": Mistake(
-        "layers.py",
+        "seqjax/layers.py",
         "[forward_ys, backward_ys]",
         "[backward_ys, forward_ys]",
         "golden",
+        "test_one_sequence_without_batch and rnn_tanh-core",
     ),
     "states ordered direction-major": Mistake(
-        "torch_shape.py",
+        "seqjax/torch_shape.py",
         "states = [state for entry in carry for state in _directions(entry)]",
         "states = [state for group in zip(*map(_directions, carry)) for state in group]",
         "golden",
+        "test_every_form_outside_jit and rnn_tanh_two_layers_bidirectional-nnx",
     ),
     "h0 used for layer 0 only": Mistake(
-        "torch_shape.py",
+        "seqjax/torch_shape.py",
         "lambda s, i=i: s[i], hx)",
         "lambda s, i=i: s[i] * (i == 0), hx)",
         "golden",
+        "test_every_form_outside_jit and rnn_tanh_two_layers_bidirectional-nnx",
     ),
     "dropout on the last layer, too": Mistake(
-        "layers.py",
+        "seqjax/layers.py",
         "return tuple(new_carry), xs\n\n\n@",
         "return tuple(new_carry), xs if key is None else _drop(key, xs, self.dropout)\n\n\n@",
         "dropout",
+        "test_mask_and_scale and core",
     ),
     "dropout not scaled": Mistake(
-        "layers.py",
+        "seqjax/layers.py",
         "values / (1 - rate)",
         "values",
         "dropout",
+        "test_mask_and_scale and core",
     ),
     "initial range by proj_size": Mistake(
-        "cells/lstm.py",
+        "seqjax/cells/lstm.py",
         "                self.hidden_size,\n                dtype,",
         "                self.output_size,\n                dtype,",
         "initial_distribution",
+        "nnx-LSTM-",
     ),
     "torch weights not transposed back": Mistake(
-        "interop/torch.py",
+        "seqjax/interop/torch.py",
         'np.array(array.T, order="C")',
         'np.array(array.reshape(array.shape[::-1]), order="C")',
         "interop",
+        "test_round_trip_of_params and lstm",
+    ),
+    "training: the carry is not restored": Mistake(
+        "examples/common/training.py",
+        "self.carry = self._group.split_whole(carry, self._carry_axis)",
+        "del carry",
+        "example_common",
+        "test_run_restores_the_carry",
+    ),
+    "training: a run goes on one step too far": Mistake(
+        "examples/common/training.py",
+        'self.epoch, self.step = position["epoch"], position["step"]',
+        'self.epoch, self.step = position["epoch"], position["step"] + 1',
+        "example_common",
+        "test_run_goes_on_from_its_last_checkpoint",
+    ),
+    "training: the last weights in place of the best": Mistake(
+        "examples/common/training.py",
+        "if values[-1] > min(values):",
+        "if values[-1] > max(values):",
+        "example_common",
+        "test_best_weights_are_kept",
+    ),
+    "checkpoints: damage is not noticed": Mistake(
+        "examples/common/checkpoints.py",
+        "if _checksum(checkpoint := Checkpoint(arrays, notes)) != checksum:",
+        "if not (checkpoint := Checkpoint(arrays, notes)):",
+        "example_common",
+        "test_change_that_files_do_not_show",
+    ),
+    "language model: padding counts in evaluation": Mistake(
+        "examples/language_network.py",
+        "np.concatenate(losses)[:predicted]",
+        "np.concatenate(losses)",
+        "example_language_model",
+        "evaluation",
+    ),
+    "language model: evaluation forgets its state": Mistake(
+        "examples/language_network.py",
+        "loss, state = token_losses(model, inputs, targets, state)",
+        "loss, _ = token_losses(model, inputs, targets, state)",
+        "example_language_model",
+        "evaluation",
     ),
 }
 
@@ -286,10 +370,10 @@ def tests_notice(mistake: Mistake) -> bool:
     """Whether the tests fail on a copy of the project with this mistake."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        for name in ("seqjax", "tests"):
+        for name in ("seqjax", "tests", "examples"):
             shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", copy)
-        file = copy / "seqjax" / mistake.file
+        file = copy / mistake.file
         source = file.read_text()
         if mistake.right not in source:
             raise SystemExit(f"{mistake.file} has no {mistake.right!r} any more: adapt MISTAKES")
@@ -306,6 +390,8 @@ def tests_notice(mistake: Mistake) -> bool:
             "-p",
             "no:cacheprovider",
             str(tests),
+            "-k",
+            mistake.only,
         ]
         run = subprocess.run(
             command, cwd=copy, env=environment, capture_output=True, text=True, check=False

@@ -11,7 +11,6 @@ import seqjax
 from seqjax.ops.dispatch import IMPLEMENTATIONS
 
 NOT_STEPPING = cases.LAYERS.keys() - cases.STEPPING.keys()
-COMPOSITIONS = cases.LAYERS.keys() - cases.CELLS.keys()
 
 # These share one compiled program.
 EVERYWHERE = [
@@ -19,33 +18,51 @@ EVERYWHERE = [
     contract.check_padding_never_leaks,
     contract.check_rows_never_leak,
     contract.check_empty_rows_do_nothing,
-    contract.check_dtypes_are_kept,
 ]
-DEFAULT = [contract.check_is_the_whole_sequence, contract.check_jit_equals_eager]
-NAMED = [
-    *EVERYWHERE,
+# These compile one or two programs each.
+IN_FULL = [
     contract.check_masked_rows_equal_rows_alone,
     contract.check_reverse_equals_flipped,
     contract.check_batch_shapes,
     contract.check_vmap_equals_batch,
     contract.check_transformations_compose,
-    contract.check_16_bit_is_close_to_truth,
 ]
-NAMED_WITH_STEP = [*NAMED, contract.check_chunks_equal_whole, contract.check_step_equals_scan]
+WITH_STEP = [contract.check_chunks_equal_whole, contract.check_step_equals_scan]
 
 
 def checks(name: str, implementation: str | None) -> list[Callable]:
     """What to check, as compiling takes all the time.
 
-    The default is one of the named implementations, which pass everything. A cell without biases
-    differs from the one with them by a term of its equation; and a composition only hands an
-    implementation on, which one of them shows in full.
+    Every layer is compared with the plain scan, and has to keep padding, rows and dtypes. Beyond
+    that:
+
+    - The default is "xla", to the letter, so its own are eager calls and jit: `scan`'s, which does
+      not look into a layer.
+    - The plain scan treats every cell alike: the one with the largest state and parameters shows
+      it. The cells' own axes and equations are in `test_cells.py`.
+    - Two cells have between them all that "xla" makes a difference of: a c, a projection, products
+      that only add up and products that do not. The others differ by terms of their equation,
+      whose values and gradients, in both directions and with padding, are in `test_golden.py`.
+    - A composition only hands an implementation on: one of two cells and directions shows it, and
+      the stack, which alone of them steps, shows its step.
     """
+    in_full = name == "lstm_proj" or (implementation == "xla" and name == "gru")
+    composed = implementation == "xla" and name == "bidirectional"
     if implementation is None:
-        return [] if name.endswith("no_bias") else DEFAULT
-    if name.endswith("no_bias") or (implementation == "scan" and name in COMPOSITIONS):
-        return EVERYWHERE
-    return NAMED_WITH_STEP if name in cases.STEPPING else NAMED
+        whole = [] if name.endswith("no_bias") else [contract.check_is_the_whole_sequence]
+        return whole + [contract.check_jit_equals_eager] * (in_full or name == "bidirectional")
+    chosen = list(EVERYWHERE)
+    if name in cases.CELLS and not name.endswith("no_bias"):
+        chosen += [contract.check_dtypes_are_kept, contract.check_16_bit_is_close_to_truth]
+    else:
+        chosen.append(contract.check_two_dtypes_are_kept)
+    if in_full or composed:
+        chosen += IN_FULL
+    if composed:
+        chosen.append(contract.check_16_bit_is_close_to_truth)
+    if in_full or (implementation == "xla" and name == "stack"):
+        chosen += WITH_STEP
+    return chosen
 
 
 def parameters() -> Iterator[Any]:

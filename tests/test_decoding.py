@@ -229,8 +229,11 @@ def every_sequence(length: int, stop: int | None) -> list[tuple[int, ...]]:
 
 
 class TestBeamSearch:
-    @pytest.mark.parametrize("length_penalty", [0.0, 0.8, 2.0])
-    @pytest.mark.parametrize("stop", [STOP, None])
+    @pytest.mark.parametrize(
+        ("stop", "length_penalty"),
+        # With nothing to stop at, all lengths are equal, and a penalty changes no order.
+        [(STOP, 0.0), (STOP, 0.8), (STOP, 2.0), (None, 0.8)],
+    )
     def test_wide_beams_find_the_best_of_all(
         self, model: Model, stop: int | None, length_penalty: float
     ) -> None:

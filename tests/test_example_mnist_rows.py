@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import mnist_data
 import mnist_rows
+from common import devices
 
 MNIST = Path(__file__).parents[2] / "shared" / "data" / "mnist"
 FILES = [name.removesuffix(".gz") for name in mnist_data.CHECKSUMS]
@@ -58,7 +59,8 @@ def fails(capsys: pytest.CaptureFixture, *argv: object) -> str:
 
 
 def epochs(text: str) -> list[str]:
-    return re.findall(r"^epoch .*loss [\d.]+  test accuracy [\d.]+ %$", text, re.MULTILINE)
+    """The line of each epoch, without the speed."""
+    return re.findall(r"^(epoch .*test accuracy \(%\) [\d.]+), [\d,]+ seq", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("compress", [False, True])
@@ -262,10 +264,18 @@ def test_download_fails(
         (["--learning-rate", "nan"], "--learning-rate: expected a number above 0"),
         (["--cell", "transformer"], "--cell: invalid choice"),
         (["--out", __file__], "is a file, expected a folder"),
+        (["--num-processes", "2"], "give --coordinator HOST:PORT"),
+        (["--coordinator", "localhost:1"], "needs --num-processes and --process-id"),
+        (
+            ["--coordinator", "localhost:1", "--num-processes", "2", "--process-id", "2"],
+            "--process-id 2: expected 0 to 1",
+        ),
+        (["--devices", "99"], "--devices 99: this machine has 1"),
         (["--batch-size", "2000"], "--batch-size 2000: more than the 1437 images"),
     ],
 )
 def test_bad_options(capsys: pytest.CaptureFixture, argv: list[str], said: str) -> None:
+    jax.devices()  # Once JAX has started, --devices cannot make more of them.
     assert said in fails(capsys, *argv)
 
 
@@ -277,7 +287,7 @@ def test_smoke_draws_pictures_and_repeats_itself(
         out = tmp_path / name
         mnist_rows.main(["--smoke", "--seed", "3", "--hidden-size", "16", "--out", str(out)])
         printed.append(epochs(capsys.readouterr().out))
-        for picture in ("curves.png", "predictions.png"):
+        for picture in ("curves.png", "gates.png", "predictions.png"):
             data = (out / picture).read_bytes()
             assert data.startswith(b"\x89PNG\r\n")
             assert len(data) > 10_000
@@ -307,6 +317,7 @@ def test_predict_pads_the_last_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(mnist_rows, "apply", sums)
     pixels = np.arange(7 * 2 * 3, dtype=np.float32).reshape(7, 2, 3)
-    logits = mnist_rows.predict(None, pixels, batch_size=4)
+    args = mnist_rows.make_parser().parse_args([])
+    logits = mnist_rows.predict(None, pixels, 4, devices.connect(args))
     np.testing.assert_array_equal(logits[:, 0], pixels.sum((1, 2)))
     assert shapes == [(4, 2, 3), (4, 2, 3)]

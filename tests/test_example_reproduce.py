@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import reproduce
 import tasks
-from common import options, reporting
+from common import options
 from tasks import learning, reber, records
 from tasks.base import Settings
 
@@ -173,16 +173,14 @@ def test_forget_gate_starts_open() -> None:
     assert (np.abs(np.delete(bias, slice(5, 10))) < 1 / np.sqrt(5)).all()
 
 
-def test_learns_a_task_and_stops_when_solved(capsys: pytest.CaptureFixture) -> None:
+def test_learns_a_task_and_stops_when_solved() -> None:
     settings = Settings(300, 16, 8, learning_rate=3e-2, solved_loss=0.05, chunk=20)
     task = tasks.Parity(train_length=3, test_length=3)
     outcome = learning.run(task, "rnn", settings, 0, DTYPES)
     assert outcome.steps == 20 * len(outcome.losses) < 300
     assert outcome.losses[-1] < 0.05 < min(outcome.losses[:-1])
     assert outcome.measures["accuracy (%)"] == 100
-    lines = capsys.readouterr().out.splitlines()
-    assert 1 <= len(lines) <= 10
-    assert re.fullmatch(r"parity rnn seed 0: step  \d\d/300  loss [\d.]+  .* sequences/s", lines[0])
+    assert outcome.sequences_per_second > 0
 
 
 def test_a_loss_that_is_no_number_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,22 +280,6 @@ def test_unfinished_files_are_not_read(tmp_path: Path) -> None:
     assert len(records.load_all(tmp_path, ["adding"], ["gru"])) == 1
 
 
-def test_progress_measures_speed_without_the_first_call(
-    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    times = iter([0.0, 100.0, 102.0, 104.0])
-    monkeypatch.setattr(reporting.time, "perf_counter", lambda: next(times))
-    with reporting.Progress("task", steps=30, batch_size=4) as progress:
-        for loss in (3.0, 2.0, 1.0):
-            progress.advance(10, loss)
-    assert progress.sequences_per_second == 20
-    assert capsys.readouterr().out.splitlines() == [
-        "task: step 10/30  loss 3  0 sequences/s",
-        "task: step 20/30  loss 2  20 sequences/s",
-        "task: step 30/30  loss 1  20 sequences/s",
-    ]
-
-
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
@@ -320,6 +302,9 @@ def test_plan_takes_mnist_where_it_is(tmp_path: Path) -> None:
     parser = reproduce.make_parser()
     plain = reproduce.plan(parser.parse_args([]))
     assert {run.task.name for run in plain} == set(reproduce.TASKS) - {"mnist"}
+    assert {run.settings.steps % run.settings.chunk for run in plain} == {0}
+    longer = reproduce.plan(parser.parse_args(["--steps", "15625"]))
+    assert {(run.settings.steps, run.settings.chunk) for run in longer} == {(15625, 25)}
     with_mnist = reproduce.plan(parser.parse_args(["--data-dir", str(tmp_path), "--seeds", "2"]))
     assert len(with_mnist) == 2 * 3 * len(reproduce.TASKS)
     assert "folder" not in records.describe(with_mnist[-1].task, with_mnist[-1].settings, "float32")

@@ -200,8 +200,9 @@ def main() -> None:
 
 
 def test_sharded_equals_single_device() -> None:
+    flags = os.environ.get("XLA_FLAGS", "")
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
+        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={DEVICES}",
         "JAX_PLATFORMS": "cpu",
     }
     program = subprocess.run(

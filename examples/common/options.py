@@ -1,6 +1,7 @@
 """Options that every example has, and types for options of its own."""
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -36,13 +37,47 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--smoke", action="store_true", help="a run of seconds, to see it work")
 
 
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of programs that train for long: checkpoints, logs and devices."""
+    parser.add_argument(
+        "--checkpoint-dir",
+        type=_folder,
+        help="keep checkpoints there, and go on from the newest one that is there already",
+    )
+    parser.add_argument(
+        "--save-every",
+        type=at_least(1),
+        default=500,
+        metavar="STEPS",
+        help="between two checkpoints; another comes after every epoch (default: %(default)s)",
+    )
+    parser.add_argument("--log-dir", type=_folder, help="write TensorBoard's events there")
+    parser.add_argument(
+        "--devices",
+        type=at_least(1),
+        help="spread every batch over so many devices, of all processes (default: 1, or with "
+        "--coordinator all that there are)",
+    )
+    parser.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="where the first of several processes can be reached; auto: ask the cluster",
+    )
+    parser.add_argument("--num-processes", type=at_least(1), help="how many processes there are")
+    parser.add_argument("--process-id", type=at_least(0), help="which one this is, from 0")
+
+
 def configure(args: argparse.Namespace) -> DTypes:
     """Prepares the run that the common options ask for: 64-bit types and the output folder."""
-    if args.dtype == "float64":
-        jax.config.update("jax_enable_x64", True)
     args.out.mkdir(parents=True, exist_ok=True)
-    params = "float64" if args.dtype == "float64" else "float32"
-    return DTypes(jnp.dtype(args.dtype), jnp.dtype(params))
+    return dtypes(args.dtype)
+
+
+def dtypes(name: str) -> DTypes:
+    """The dtypes that --dtype asks for; turns 64-bit types on where they are needed."""
+    if name == "float64":
+        jax.config.update("jax_enable_x64", True)
+    return DTypes(jnp.dtype(name), jnp.dtype("float64" if name == "float64" else "float32"))
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
@@ -61,6 +96,17 @@ def positive(text: str) -> float:
     if not 0 < (value := float(text)) < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
     return value
+
+
+def number(above: float, below: float = math.inf) -> Callable[[str], float]:
+    """For `add_argument(type=…)`: a float between two bounds, the lower one included."""
+
+    def convert(text: str) -> float:
+        if not above <= (value := float(text)) < below:
+            raise argparse.ArgumentTypeError(f"expected {above} <= number < {below}, got {text}")
+        return value
+
+    return convert
 
 
 def _folder(text: str) -> Path:

@@ -1,4 +1,4 @@
-"""Progress while a program runs."""
+"""Progress while a program runs, on a terminal and in a log."""
 
 import os
 import platform
@@ -13,6 +13,8 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 
+SECONDS_BETWEEN_LINES = 30.0  # Where stderr is not a terminal.
+
 
 def progress(iterable: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
     """Shows a progress bar while iterating, and none where stderr is not a terminal."""
@@ -20,33 +22,28 @@ def progress(iterable: Iterable[T], description: str, total: int | None = None) 
     return tqdm(iterable, description, total, leave=False, disable=hidden, dynamic_ncols=True)
 
 
-class Progress:
-    """Training's progress, with the loss and the speed in sequences per second.
-
-    On a terminal it is a bar; elsewhere, ten lines at most, so that logs stay readable.
+class Meter:
+    """Steps done, loss and speed: a bar on a terminal, in a log a line every half minute.
 
     Args:
-      description: stands before everything else.
-      steps: how many there will be at most.
-      batch_size: sequences per step.
+      description: what is going on, for example `epoch 3`.
+      total: how many steps there are,
+      done: and how many of them before.
+      unit: what is counted, in the plural.
     """
 
-    def __init__(self, description: str, steps: int, batch_size: int) -> None:
-        self.description = description
-        self.steps = steps
-        self.batch_size = batch_size
-        self.sequences_per_second = 0.0
-        self._done = 0
-        self._lines = 0
-        self._start = time.perf_counter()
+    def __init__(
+        self, description: str, total: int, done: int = 0, unit: str = "sequences"
+    ) -> None:
+        self.unit = unit
+        self.speed = 0.0  # Units a second.
+        self._description, self._total, self._done = description, total, done
+        self._started = self._printed = time.perf_counter()
+        self._units: int | None = None  # Since then.
         self._bar = tqdm(
-            total=steps,
-            desc=description,
-            unit="step",
-            leave=False,
+            desc=description, total=total, initial=done, leave=False, dynamic_ncols=True,
             disable=not sys.stderr.isatty(),
-            dynamic_ncols=True,
-        )
+        )  # fmt: skip
 
     def __enter__(self) -> Self:
         return self
@@ -54,27 +51,28 @@ class Progress:
     def __exit__(self, *exception: object) -> None:
         self._bar.close()
 
-    def advance(self, steps: int, loss: float) -> None:
-        """Notes that `steps` more are done, and the loss in them."""
-        now = time.perf_counter()
-        if self._done:
-            speed = (self._done + steps - self._first) * self.batch_size / (now - self._start)
-            self.sequences_per_second = speed
-        else:
-            # The clock starts after the first call, which compiles.
-            self._start, self._first = now, steps
+    def advance(self, units: int, steps: int = 1) -> None:
+        """Counts steps, of so many units in all."""
         self._done += steps
-        speed = f"{self.sequences_per_second:,.0f} sequences/s"
-        self._bar.set_postfix_str(f"loss {loss:.3g}, {speed}", refresh=False)
+        now = time.perf_counter()
+        if self._units is None:
+            # What is told of the first call is all there is so far; then the clock starts anew,
+            # since that call compiles.
+            self.speed = units / max(now - self._started, 1e-9)
+            self._started, self._units = now, 0
+        else:
+            self._units += units
+            self.speed = self._units / max(now - self._started, 1e-9)
         self._bar.update(steps)
-        if self._bar.disable and self._done * 10 // self.steps > self._lines:
-            self._lines = self._done * 10 // self.steps
-            digits = len(str(self.steps))
-            print(
-                f"{self.description}: step {self._done:{digits}}/{self.steps}  "
-                f"loss {loss:.3g}  {speed}",
-                flush=True,
-            )
+
+    def show(self, loss: float) -> None:
+        """Shows a loss beside what was counted."""
+        text = f"loss {loss:.4g}, {self.speed:,.0f} {self.unit}/s"
+        self._bar.set_postfix_str(text, refresh=False)
+        now = time.perf_counter()
+        if self._bar.disable and now - self._printed > SECONDS_BETWEEN_LINES:
+            self._printed = now
+            print(f"{self._description}: step {self._done} of {self._total}, {text}", flush=True)
 
 
 def hardware() -> str:

@@ -128,9 +128,7 @@ def run(
     state = State(params, make_optimizer(settings).init(params))
     static = {"task": task, "cell": cell, "settings": settings, "compute": dtypes.compute}
     losses: list[float] = []
-    with reporting.Progress(
-        f"{task.name} {cell_name} seed {seed}", settings.steps, settings.batch_size
-    ) as progress:
+    with reporting.Meter(f"{task.name} {cell_name} seed {seed}", settings.steps) as meter:
         for chunk in range(settings.steps // settings.chunk):
             state, loss = train_chunk(state, jax.random.fold_in(train_key, chunk), data, **static)
             losses.append(float(loss))
@@ -139,7 +137,8 @@ def run(
                     f"{task.name} {cell_name} seed {seed}: the loss is {losses[-1]} after "
                     f"{(chunk + 1) * settings.chunk} steps"
                 )
-            progress.advance(settings.chunk, losses[-1])
+            meter.advance(settings.chunk * settings.batch_size, settings.chunk)
+            meter.show(losses[-1])
             if losses[-1] < settings.solved_loss:
                 break
     apply = jax.jit(functools.partial(predict, cell, compute=dtypes.compute))
@@ -149,6 +148,6 @@ def run(
         len(losses) * settings.chunk,
         sum(array.size for array in jax.tree.leaves(params)),
         time.perf_counter() - started,
-        progress.sequences_per_second,
+        meter.speed,
         losses,
     )

@@ -6,18 +6,19 @@ import jax
 import jax.numpy as jnp
 
 
-def where_valid(mask: jax.Array, values: Any, otherwise: Any) -> Any:
+def where_valid(mask: jax.Array, values: Any, otherwise: Any, axis: int = 0) -> Any:
     """`values` where `mask` is on, `otherwise` where it is off, leaf by leaf.
 
     Args:
-      mask: bool; its dimensions are the leading ones of every leaf.
+      mask: bool; its dimensions are those of every leaf from `axis` on.
       values: a pytree of arrays.
       otherwise: a pytree of the same structure, shapes and dtypes.
+      axis: where the mask's first dimension is among the leaf's.
     """
 
     def choose(value: jax.Array, other: jax.Array) -> jax.Array:
-        trailing = tuple(range(mask.ndim, value.ndim))
-        return jnp.where(jnp.expand_dims(mask, trailing), value, other)
+        others = (*range(axis), *range(axis + mask.ndim, value.ndim))
+        return jnp.where(jnp.expand_dims(mask, others), value, other)
 
     return jax.tree.map(choose, values, otherwise)
 

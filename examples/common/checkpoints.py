@@ -1,0 +1,172 @@
+"""Checkpoints on disk, by Orbax: whole or not there, and checked when they are read."""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+ARRAYS, NOTES = "arrays", "notes"
+
+
+class CheckpointError(Exception):
+    """The checkpoints cannot be used; the message says why and what to do."""
+
+
+class Checkpoint(NamedTuple):
+    """One state of a run."""
+
+    arrays: list[np.ndarray]
+    notes: dict[str, Any]  # Whatever JSON can say.
+
+
+class Checkpoints:
+    """The last few checkpoints in a folder.
+
+    Each is written under another name and renamed when it is whole, so that a program that dies
+    while it writes leaves the one before. Writing goes on beside the training.
+
+    Args:
+      folder: made if it is not there.
+      keep: how many to keep.
+    """
+
+    def __init__(self, folder: Path, keep: int = 3) -> None:
+        self.folder = folder.absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Of several processes this one alone reads and writes.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(),
+            active_processes={jax.process_index()},
+            barrier_sync_key_prefix=folder.name,
+        )
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                create=False,
+                cleanup_tmp_directories=True,
+                multiprocessing_options=alone if jax.process_count() > 1 else _DEFAULT,
+            ),
+        )
+
+    def save(self, step: int, checkpoint: Checkpoint) -> None:
+        """Writes a checkpoint; a step that is there already stays as it is."""
+        if step in self._manager.all_steps():
+            return
+        # A copy: writing goes on beside the training, to whose lists the next step adds.
+        notes = {"checksum": _checksum(checkpoint), **json.loads(json.dumps(checkpoint.notes))}
+        arrays = {str(index): array for index, array in enumerate(checkpoint.arrays)}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                **{ARRAYS: ocp.args.PyTreeSave(arrays), NOTES: ocp.args.JsonSave(notes)}
+            ),
+        )
+
+    def restore(self) -> Checkpoint | None:
+        """The newest checkpoint that is not damaged, or None where there is none at all.
+
+        Damaged ones are reported on stderr and set aside, under another name.
+
+        Raises:
+          CheckpointError: there are checkpoints, and all are damaged.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                return self._read(step)
+            except Exception as error:  # Whatever reading a broken file can raise.
+                aside = self.folder / f"damaged-{step}"
+                os.replace(self.folder / str(step), aside)
+                self._manager.reload()
+                reason = str(error).strip().partition("\n")[0][:200]
+                print(
+                    f"checkpoint {step} in {self.folder} is damaged ({reason}); it is {aside.name} "
+                    "now, and the one before it is used",
+                    file=sys.stderr,
+                )
+        if steps:
+            raise CheckpointError(
+                f"all checkpoints in {self.folder} are damaged. To start anew, give another "
+                "--checkpoint-dir or delete this one"
+            )
+        return None
+
+    def _read(self, step: int) -> Checkpoint:
+        read = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                **{ARRAYS: ocp.args.PyTreeRestore(), NOTES: ocp.args.JsonRestore()}
+            ),
+        )
+        arrays = [np.asarray(read[ARRAYS][str(index)]) for index in range(len(read[ARRAYS]))]
+        notes = dict(read[NOTES])
+        checksum = notes.pop("checksum")
+        if _checksum(checkpoint := Checkpoint(arrays, notes)) != checksum:
+            raise ValueError("its contents are not what was written")
+        return checkpoint
+
+    def wait(self) -> None:
+        """Waits until everything is written."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits until everything is written, and writes no more."""
+        self.wait()
+        self._manager.close()
+
+
+_DEFAULT = ocp.options.MultiprocessingOptions()
+
+
+def fingerprint(arrays: Sequence[np.ndarray]) -> str:
+    """What arrays hold, as a short text that differs where they do."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).view(np.uint8).tobytes() if array.size else b"")
+    return digest.hexdigest()[:16]
+
+
+def _checksum(checkpoint: Checkpoint) -> str:
+    notes = json.dumps(checkpoint.notes, sort_keys=True).encode()
+    return fingerprint([*checkpoint.arrays, np.frombuffer(notes, np.uint8)])
+
+
+def check_configuration(folder: Path, configuration: dict[str, Any]) -> None:
+    """Writes down what the checkpoints in a folder belong to, or compares it with what is there.
+
+    Args:
+      folder: made if it is not there.
+      configuration: option to value, of what changes the course of a run.
+
+    Raises:
+      CheckpointError: the folder is of another configuration.
+    """
+    path = folder / "configuration.json"
+    configuration = json.loads(json.dumps(configuration))
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        whole = path.with_suffix(".tmp")
+        whole.write_text(json.dumps(configuration, indent=2) + "\n")
+        os.replace(whole, path)
+        return
+    there = json.loads(path.read_text())
+    if there != configuration:
+        differences = "\n".join(
+            f"  {name}: {there.get(name, 'nothing')} there, {configuration.get(name, 'nothing')} "
+            "here"
+            for name in sorted(there.keys() | configuration.keys())
+            if there.get(name) != configuration.get(name)
+        )
+        raise CheckpointError(
+            f"the checkpoints in {folder} are of another configuration:\n{differences}\n"
+            "Give the options as they were, or another --checkpoint-dir"
+        )
