@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import datetime
 import importlib.metadata
+import math
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -58,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--cells",
         nargs="+",
         choices=learning.CELLS,
-        help="default: all, but gru only with --smoke",
+        help="default: all, but rnn only with --smoke",
     )
     parser.add_argument(
         "--seeds",
@@ -91,12 +92,12 @@ def plan(args: argparse.Namespace) -> list[Run]:
         task = TASKS[name](**fields)
         task = task.smoke() if args.smoke else task
         seeds = args.seeds or (1 if args.smoke else task.seeds)
-        for cell in args.cells or (["gru"] if args.smoke else learning.CELLS):
+        for cell in args.cells or (["rnn"] if args.smoke else learning.CELLS):
             settings = task.settings[cell]
             if args.smoke:
                 settings = dataclasses.replace(settings, **SMOKE)
             if args.steps:
-                chunk = min(args.steps, settings.chunk)
+                chunk = math.gcd(args.steps, settings.chunk)  # So that no step is left over.
                 settings = dataclasses.replace(settings, steps=args.steps, chunk=chunk)
             runs += [Run(task, cell, args.seed + i, settings) for i in range(seeds)]
     return runs
