@@ -49,8 +49,14 @@ def _run(program: str, argv: list[str], output: Path, cache: Path, devices: int)
         contextlib.redirect_stdout(file),
         contextlib.redirect_stderr(file),
     ):
-        module = __import__(program)
-        sys.exit(module.main(argv))
+        try:
+            status = __import__(program).main(argv)
+        except SystemExit as end:
+            status = end.code
+        # Python's exit handlers do not run here. JAX's waits for the other processes.
+        if jax.distributed.is_initialized():
+            jax.distributed.shutdown()
+        sys.exit(status)
 
 
 def finish(process: BaseProcess, output: Path, status: int = 0) -> str:
