@@ -270,6 +270,7 @@ def test_download_fails(
             ["--coordinator", "localhost:1", "--num-processes", "2", "--process-id", "2"],
             "--process-id 2: expected 0 to 1",
         ),
+        (["--coordinator", "auto"], "the processes cannot meet by --coordinator auto"),
         (["--devices", "99"], "--devices 99: this machine has 1"),
         (["--batch-size", "2000"], "--batch-size 2000: more than the 1437 images"),
     ],

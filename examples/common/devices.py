@@ -195,7 +195,13 @@ def connect(args: argparse.Namespace) -> Group:
     _make_cpu_devices(args)
     if args.coordinator is not None:
         address = None if args.coordinator == AUTO else args.coordinator
-        jax.distributed.initialize(address, args.num_processes, args.process_id)
+        try:
+            jax.distributed.initialize(address, args.num_processes, args.process_id)
+        except (RuntimeError, ValueError) as error:
+            raise DeviceError(
+                f"the processes cannot meet by --coordinator {args.coordinator} ({error}): give "
+                "HOST:PORT of the first one, with --num-processes and --process-id"
+            ) from error
     available = jax.devices()
     count = args.devices or (1 if args.coordinator is None else len(available))
     if count > len(available):
