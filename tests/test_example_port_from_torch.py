@@ -51,6 +51,12 @@ def test_prints_differences_within_tolerance(
     assert not gradients["inputs"][padding].any()
 
 
+def test_16_bits_are_close(program: ModuleType, capsys: pytest.CaptureFixture) -> None:
+    program.main(["--dtype", "bfloat16"])
+    outputs = re.search(r"outputs (\S+),", capsys.readouterr().out)
+    assert 1e-5 < float(outputs[1]) < 2e-3  # It does compute in 16 bits.
+
+
 @pytest.mark.parametrize("differences", [(2e-5, 0.0), (0.0, 2e-5), (np.nan, 0.0), (0.0, np.nan)])
 def test_fails_above_the_tolerance(
     program: ModuleType,
