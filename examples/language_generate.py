@@ -9,7 +9,6 @@ Tokens are drawn one by one; with --beams the likeliest ways to end the line are
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ import jax
 import language_network
 import numpy as np
 import text_data
-from common import checkpoints, options, training
+from common import checkpoints, files, options, training
 from flax import nnx
 
 DESCRIPTION = "model.json"
@@ -32,9 +31,7 @@ def describe(folder: Path, args: argparse.Namespace, vocabulary: text_data.Vocab
         "level": vocabulary.level,
         "tokens": vocabulary.tokens,
     }
-    whole = folder / f"{DESCRIPTION}.tmp"
-    whole.write_text(json.dumps(description), encoding="utf-8")
-    os.replace(whole, folder / DESCRIPTION)
+    files.write(folder / DESCRIPTION, json.dumps(description))
 
 
 def load(folder: Path) -> tuple[language_network.LanguageModel, text_data.Vocabulary]:

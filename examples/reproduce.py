@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import mnist_data
 import tasks
-from common import options, plots, reporting
+from common import files, options, plots, reporting
 from mnist_rows import parse_split
 from tasks import learning, records
 from tasks.base import Settings, Task
@@ -131,7 +131,7 @@ def carry_out(run: Run, folder: Path, dtype: str, dtypes: options.DTypes) -> Non
         "date": datetime.date.today().isoformat(),
         "versions": {lib: importlib.metadata.version(lib) for lib in ("seqjax", "jax", "optax")},
     }
-    records.write(path, records.to_json(record))
+    files.write(path, records.to_json(record))
     measured = ", ".join(f"{measure} {value:.4g}" for measure, value in outcome.measures.items())
     print(
         f"{name}: {measured} after {outcome.steps} steps in {outcome.seconds:.0f} s "
@@ -143,9 +143,9 @@ def carry_out(run: Run, folder: Path, dtype: str, dtypes: options.DTypes) -> Non
 def summarize(folder: Path) -> str:
     """Writes JSON, table and curves of all results in a folder, and returns the table."""
     found = records.load_all(folder, list(TASKS), list(learning.CELLS))
-    records.write(folder / "results.json", records.to_json(found))
+    files.write(folder / "results.json", records.to_json(found))
     table = records.table(found, TASKS)
-    records.write(folder / "results.md", table)
+    files.write(folder / "results.md", table)
     panels = [
         plots.LossPanel(
             next(record["title"] for record in found if record["task"] == name),

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import reproduce
 import tasks
-from common import options
+from common import files, options
 from tasks import learning, reber, records
 from tasks.base import Settings
 
@@ -275,7 +275,7 @@ def test_table_puts_ours_beside_the_published() -> None:
 
 def test_unfinished_files_are_not_read(tmp_path: Path) -> None:
     path = records.path_of(tmp_path, "adding", "gru", 0)
-    records.write(path, records.to_json(result("gru", 0, 1.0, 1)))
+    files.write(path, records.to_json(result("gru", 0, 1.0, 1)))
     path.with_name(f"{path.name}.17.unfinished").write_text("{")
     assert len(records.load_all(tmp_path, ["adding"], ["gru"])) == 1
 

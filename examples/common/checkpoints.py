@@ -12,6 +12,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from common import files
+
 ARRAYS, NOTES = "arrays", "notes"
 
 
@@ -153,10 +155,7 @@ def check_configuration(folder: Path, configuration: dict[str, Any]) -> None:
     path = folder / "configuration.json"
     configuration = json.loads(json.dumps(configuration))
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        whole = path.with_suffix(".tmp")
-        whole.write_text(json.dumps(configuration, indent=2) + "\n")
-        os.replace(whole, path)
+        files.write(path, json.dumps(configuration, indent=2) + "\n")
         return
     there = json.loads(path.read_text())
     if there != configuration:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,15 +23,6 @@ def describe(task: Task, settings: Settings, dtype: str) -> dict[str, Any]:
 
 def path_of(folder: Path, task: str, cell: str, seed: int) -> Path:
     return folder / "runs" / f"{task}-{cell}-seed{seed}.json"
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a whole file or, when interrupted, none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Of this process only: two programs may work side by side.
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
 
 
 def to_json(value: Any) -> str:
