@@ -18,10 +18,9 @@ from seqjax.ops.whole_sequence.chunks import Plan, chunks_to_run
 class Residuals(NamedTuple):
     """What the forward pass keeps for the derivative."""
 
+    before: State  # Leaves (T, rows, features): the states that the steps start from.
     hs: jax.Array  # (T, rows, features): h after every step, padding included.
-    cs: jax.Array | None  # (T, rows, hidden_size): c before every step.
     saved: Saved  # Leaves (T, rows, features).
-    starts: jax.Array | None  # (chunks, rows, features): h with which a chunk is entered.
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -57,36 +56,29 @@ def forward(
 
     Outputs are `hs` with zeros at padding.
     """
+    plan = plan._replace(steps=plan.forward_steps)
     chunks = xs.shape[0] // plan.steps
     order, count = chunks_to_run(plan, mask, chunks)
+    bias = _bias_of_inputs(plan.kernel, params)
 
     def run_chunk(index: Any, loop: Any) -> Any:
-        state, residuals = loop
         chunk = index if order is None else order[index]
         start = chunk * plan.steps
-        if save:
-            residuals = residuals._replace(starts=_put(chunk)(residuals.starts, state.h))
-        inputs = lax.dynamic_slice_in_dim(xs, start, plan.steps)
-        from_xs = barrier(_project_inputs(plan.kernel, params, inputs))
+        from_xs = barrier(_product(lax.dynamic_slice_in_dim(xs, start, plan.steps), params.w_ih))
         valid = None if mask is None else lax.dynamic_slice_in_dim(mask, start, plan.steps)
 
         def run_step(index: Any, loop: Any) -> Any:
             state, residuals = loop
             step = plan.steps - 1 - index if plan.reverse else index
             valid_step = None if valid is None else valid[step]
-            new_state, saved = _step(plan.kernel, params, state, from_xs[step], valid_step)
-            put = _put(start + step)
+            from_x = _plus(from_xs[step], bias)
+            new_state, saved = _step(plan.kernel, params, state, from_x, valid_step)
             h = new_state.h if save else zero_padding(valid_step, new_state.h)
-            residuals = residuals._replace(hs=put(residuals.hs, h))
-            if save:
-                residuals = residuals._replace(
-                    cs=jax.tree.map(put, residuals.cs, state.c),
-                    saved=jax.tree.map(put, residuals.saved, saved),
-                )
-            return new_state, residuals
+            values = Residuals(state, h, saved) if save else Residuals(None, h, None)
+            return new_state, jax.tree.map(_put(start + step), residuals, values)
 
         unroll = min(plan.unroll, plan.steps)
-        return lax.fori_loop(0, plan.steps, run_step, (state, residuals), unroll=unroll)
+        return lax.fori_loop(0, plan.steps, run_step, loop, unroll=unroll)
 
     buffers = _buffers(plan, params, state, xs, save=save)
     loop = (state, vary_like(buffers, (state, xs, mask)))
@@ -98,27 +90,35 @@ def _save_plainly(
 ) -> tuple[State, Residuals]:
     """What `forward_and_save` computes, by a plain scan."""
     wide_params = widen(params)
+    bias = _bias_of_inputs(plan.kernel, params)
 
     def body(state: State, inputs: Any) -> Any:
         from_x, valid = inputs
         step_params = cast_like(wide_params, params)
         new_state, saved = _step(plan.kernel, step_params, state, from_x, valid)
-        return new_state, (state, new_state, saved)
+        return new_state, Residuals(state, new_state.h, saved)
 
-    from_xs = _project_inputs(plan.kernel, params, xs)
-    state, (before, after, saved) = lax.scan(body, state, (from_xs, mask), reverse=plan.reverse)
-    first = plan.steps - 1 if plan.reverse else 0
-    return state, Residuals(after.h, before.c, saved, before.h[first :: plan.steps])
+    from_xs = _plus(_product(xs, params.w_ih), bias)
+    return lax.scan(body, state, (from_xs, mask), reverse=plan.reverse)
 
 
-def _project_inputs(kernel: Kernel, params: Any, xs: jax.Array) -> jax.Array:
-    """`xs @ w_ih` and the biases that belong to it, as one product: (steps, rows, gates)."""
+def _product(xs: jax.Array, w_ih: jax.Array) -> jax.Array:
+    """`xs @ w_ih`, as one product: (steps, rows, gates)."""
     steps, rows, features = xs.shape
-    bias = params.b_ih
-    if bias is not None and not kernel.separate:
-        bias = widen(bias) + widen(params.b_hh)
-    product = project(xs.reshape(steps * rows, features), params.w_ih, bias)
+    product = project(xs.reshape(steps * rows, features), w_ih)
     return product.reshape(steps, rows, product.shape[-1])
+
+
+def _bias_of_inputs(kernel: Kernel, params: Any) -> jax.Array | None:
+    """What is added to the inputs' product: b_ih, and b_hh unless it belongs to the state's."""
+    if params.b_ih is None:
+        return None
+    bias = widen(params.b_ih)
+    return bias if kernel.separate else bias + widen(params.b_hh)
+
+
+def _plus(product: jax.Array, bias: jax.Array | None) -> jax.Array:
+    return product if bias is None else product + bias
 
 
 def _step(
@@ -160,23 +160,20 @@ def _put_along(axis: int) -> Any:
 def _buffers(plan: Plan, params: Any, state: State, xs: jax.Array, *, save: bool) -> Residuals:
     """What the loops write to. Only `hs` is read where nothing was written."""
     length = xs.shape[0]
-    hs = jnp.zeros((length, *state.h.shape), state.h.dtype)
     if not save:
-        return Residuals(hs, None, None, None)
+        return Residuals(None, jnp.zeros((length, *state.h.shape), state.h.dtype), None)
 
-    def first_step(x: jax.Array) -> tuple[jax.Array | None, Saved]:
-        from_x = _project_inputs(plan.kernel, params, x)[0]
+    def first_step(x: jax.Array) -> Residuals:
+        from_x = _product(x, params.w_ih)[0]
         new_state, saved = _step(plan.kernel, params, state, from_x, None)
-        return new_state.c, saved
+        return Residuals(state, new_state.h, saved)
 
-    leaves, structure = jax.tree.flatten(jax.eval_shape(first_step, xs[:1]))
+    shapes, structure = jax.tree.flatten(jax.eval_shape(first_step, xs[:1]))
     # Each holds another number: of equal arrays XLA makes one, and then copies of it.
     buffers = [
-        jnp.full((length, *leaf.shape), number, leaf.dtype)
-        for number, leaf in enumerate(leaves, start=1)
+        jnp.full((length, *shape.shape), number, shape.dtype) for number, shape in enumerate(shapes)
     ]
-    cs, saved = jax.tree.unflatten(structure, buffers)
-    return Residuals(hs, cs, saved, jnp.zeros((length // plan.steps, *state.h.shape), hs.dtype))
+    return jax.tree.unflatten(structure, buffers)
 
 
 def projection(params: Any) -> jax.Array | None:

@@ -74,8 +74,7 @@ def scan(
 def _run(
     plan: Plan, params: Any, state: State, xs: jax.Array, mask: jax.Array | None
 ) -> tuple[State, jax.Array]:
-    forward_plan = plan._replace(steps=plan.forward_steps)
-    state, residuals = forward(forward_plan, params, state, xs, mask, save=False)
+    state, residuals = forward(plan, params, state, xs, mask, save=False)
     return state, residuals.hs
 
 

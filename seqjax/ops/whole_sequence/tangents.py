@@ -1,7 +1,7 @@
 """The derivative: a recurrence that is linear in the tangents, over the gates that were saved."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,7 @@ def tangents_of_run(
     # Transposed for the backward loop once, and not at every step of it.
     w_hh = barrier(params.w_hh.T)
     w_hr = projection(params)
+    d_weights = _stack(kernel, d_params) if weights_move else None
 
     # Recomputed in the backward pass, chunk by chunk and step by step: what is kept between the
     # passes are the residuals alone, and not every factor of the derivative.
@@ -59,14 +60,13 @@ def tangents_of_run(
 
     def run_chunk(d_state: State, inputs: Any) -> Any:
         x, d_x, valid, chunk = inputs
-        before = widen(State(_shift(plan.reverse, chunk.starts, chunk.hs), chunk.cs))
+        before = widen(chunk.before)
         d_from_x, d_from_h = _tangents_of_products(
-            kernel, params, d_params if weights_move else None, widen(x), d_x, before.h
+            kernel, params, d_weights, widen(x), d_x, before.h
         )
         d_h = None
-        if w_hr is not None and weights_move:
-            hidden = kernel.hidden(chunk.saved, before)
-            d_h = _product(hidden, d_params.w_hr)
+        if w_hr is not None and d_weights is not None:
+            d_h = _product(kernel.hidden(chunk.saved, before), d_weights.w_hr)
         factors = kernel.factors(chunk.saved, before, widen(chunk.hs))
         steps = (factors, d_from_x, d_from_h, d_h, valid)
         return lax.scan(run_step, d_state, steps, reverse=plan.reverse)
@@ -84,11 +84,7 @@ def tangents_of_run(
     def split(leaf: jax.Array) -> jax.Array:
         return leaf.reshape(chunks, plan.steps, *leaf.shape[1:])
 
-    split_residuals = jax.tree.map(split, residuals._replace(starts=None))
-    inputs = (
-        *jax.tree.map(split, (xs, d_xs, mask)),
-        split_residuals._replace(starts=residuals.starts),
-    )
+    inputs = jax.tree.map(split, (xs, d_xs, mask, residuals))
     active = None if mask is None else active_chunks(plan, mask)
     d_state, d_hs = lax.scan(
         run_chunk_unless_padding, d_state, (inputs, active), reverse=plan.reverse
@@ -96,26 +92,54 @@ def tangents_of_run(
     return d_state, d_hs.reshape(length, *d_hs.shape[2:])
 
 
+class _Weights(NamedTuple):
+    """Tangents of the parameters, as they are multiplied: each a bias below its weights."""
+
+    of_x: jax.Array | None
+    of_h: jax.Array | None
+    of_both: jax.Array | None  # In place of the two where the cell adds up their products.
+    w_hr: jax.Array | None
+
+
+def _stack(kernel: Kernel, d_params: Any) -> _Weights:
+    """The weights' tangents, put together before the loop, so that it sums few gradients."""
+    b_ih, b_hh = d_params.b_ih, d_params.b_hh
+    w_hr = projection(d_params)
+    if kernel.separate:
+        return _Weights(_rows(d_params.w_ih, b_ih), _rows(d_params.w_hh, b_hh), None, w_hr)
+    bias = None if b_ih is None else b_ih + b_hh
+    return _Weights(None, None, _rows(d_params.w_ih, d_params.w_hh, bias), w_hr)
+
+
+def _rows(*parts: jax.Array | None) -> jax.Array:
+    """Matrices below each other, a bias as one row more."""
+    return jnp.concatenate([jnp.atleast_2d(part) for part in parts if part is not None])
+
+
 def _tangents_of_products(
-    kernel: Kernel, params: Any, d_params: Any, x: jax.Array, d_x: Any, h: jax.Array
+    kernel: Kernel, params: Any, d_weights: _Weights | None, x: jax.Array, d_x: Any, h: jax.Array
 ) -> tuple[jax.Array | None, jax.Array | None]:
     """Tangents of a chunk's `from_x` and `from_h`, but for the part that comes with `d_h`.
 
     Where the cell adds up the two, so does this, in one product over inputs and states together.
     """
     d_from_x = None if d_x is None else _product(d_x, params.w_ih, transposed=False)
-    if d_params is None and not kernel.separate:
-        return None, d_from_x
-    if d_params is None:
+    if not kernel.separate:
+        if d_weights is None:
+            return None, d_from_x
+        return None, _plus(_product(_columns(params, x, h), d_weights.of_both), d_from_x)
+    if d_weights is None:
         if d_from_x is None:
             d_from_x = jnp.zeros((*x.shape[:2], params.w_ih.shape[1]), x.dtype)
         return d_from_x, None
-    if kernel.separate:
-        d_from_x = _plus(_product(x, d_params.w_ih), d_from_x, d_params.b_ih)
-        return d_from_x, _plus(_product(h, d_params.w_hh), d_params.b_hh)
-    both = jnp.concatenate([x, h], axis=-1)
-    d_weights = jnp.concatenate([d_params.w_ih, d_params.w_hh])
-    return None, _plus(_product(both, d_weights), d_from_x, d_params.b_ih, d_params.b_hh)
+    d_from_x = _plus(_product(_columns(params, x), d_weights.of_x), d_from_x)
+    return d_from_x, _product(_columns(params, h), d_weights.of_h)
+
+
+def _columns(params: Any, *parts: jax.Array) -> jax.Array:
+    """Inputs and states side by side, and ones for the bias, if there is one."""
+    ones = () if params.b_ih is None else (jnp.ones((*parts[0].shape[:2], 1), parts[0].dtype),)
+    return jnp.concatenate([*parts, *ones], axis=-1)
 
 
 def _product(values: jax.Array, weight: jax.Array, transposed: bool = True) -> jax.Array:
@@ -137,13 +161,6 @@ def _dot(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
 def _plus(first: jax.Array, *others: jax.Array | None) -> jax.Array:
     """The sum of what is there."""
     return functools.reduce(lambda a, b: a if b is None else a + b, others, first)
-
-
-def _shift(reverse: bool, start: jax.Array, after: jax.Array) -> jax.Array:
-    """h before a chunk's steps, from h after them and the one with which it is entered."""
-    if reverse:
-        return jnp.concatenate([after[1:], start[None]])
-    return jnp.concatenate([start[None], after[:-1]])
 
 
 def _instantiate(tangent: Any) -> jax.Array:
