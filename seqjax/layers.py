@@ -4,13 +4,13 @@ import dataclasses
 import itertools
 import numbers
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from seqjax.cells.base import Carry, Layer, Params, check_layer, exportable
+from seqjax.cells.base import Carry, Layer, Params, check_layer, exportable, run_layer
 
 
 @exportable
@@ -57,6 +57,7 @@ class Stack(Layer):
     layers: tuple[Layer, ...]
     dropout: float = 0.0
     input_size: int = dataclasses.field(init=False, repr=False, compare=False)
+    zeroes_padding: ClassVar[bool] = True  # Each of its layers sees zeros.
 
     def __init__(self, layers: Sequence[Layer], dropout: float = 0.0) -> None:
         layers = tuple(layers)
@@ -121,7 +122,9 @@ class Stack(Layer):
                 layer_key, dropout_key = jax.random.split(jax.random.fold_in(key, index))
             if index > 0 and dropout_key is not None:
                 xs = _drop(dropout_key, xs, self.dropout)
-            layer_carry, xs = layer.run(params[index], carry[index], xs, key=layer_key, **options)
+            layer_carry, xs = run_layer(
+                layer, params[index], carry[index], xs, key=layer_key, **options
+            )
             new_carry.append(layer_carry)
         return tuple(new_carry), xs
 
@@ -151,6 +154,7 @@ class Bidirectional(Layer):
     forward: Layer
     backward: Layer
     input_size: int = dataclasses.field(init=False, repr=False, compare=False)
+    zeroes_padding: ClassVar[bool] = True  # Each of its layers sees zeros.
 
     def __post_init__(self) -> None:
         check_layer("forward", self.forward)
@@ -207,11 +211,23 @@ class Bidirectional(Layer):
         forward_key = backward_key = None
         if key is not None:
             forward_key, backward_key = jax.random.split(key)
-        forward_carry, forward_ys = self.forward.run(
-            params.forward, carry.forward, xs, reverse=reverse, key=forward_key, **options
+        forward_carry, forward_ys = run_layer(
+            self.forward,
+            params.forward,
+            carry.forward,
+            xs,
+            reverse=reverse,
+            key=forward_key,
+            **options,
         )
-        backward_carry, backward_ys = self.backward.run(
-            params.backward, carry.backward, xs, reverse=not reverse, key=backward_key, **options
+        backward_carry, backward_ys = run_layer(
+            self.backward,
+            params.backward,
+            carry.backward,
+            xs,
+            reverse=not reverse,
+            key=backward_key,
+            **options,
         )
         ys = jnp.concatenate([forward_ys, backward_ys], axis=-1)
         return BidirectionalCarry(forward_carry, backward_carry), ys

@@ -6,9 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seqjax.cells.base import Carry, Layer, Params, check_layer, check_type
+from seqjax.cells.base import Carry, Layer, Params, check_layer, check_type, run_layer
 from seqjax.ops.dispatch import check_implementation
-from seqjax.ops.masking import zero_padding
 
 
 def scan(
@@ -96,7 +95,7 @@ def _scan(
     key: jax.Array | None,
     **options: Any,
 ) -> tuple[Carry, jax.Array]:
-    return layer.run(params, carry, zero_padding(mask, xs), mask=mask, key=key, **options)
+    return run_layer(layer, params, carry, xs, mask=mask, key=key, **options)
 
 
 def _check_inputs(layer: Layer, params: Params, xs: jax.Array) -> None:

@@ -20,7 +20,6 @@ from jax.sharding import PartitionSpec as P
 import seqjax
 import seqjax.linen
 import seqjax.nnx
-from seqjax.ops.lstm.xla import LSTMKernel
 from seqjax.ops.whole_sequence import chunks
 
 ROWS = 3
@@ -95,8 +94,7 @@ def test_steps_per_chunk(length: int, rows: int, weights: int, expected: tuple[i
 
 
 def chunks_to_run(mask: Any, reverse: bool) -> Any:
-    plan = chunks.Plan(LSTMKernel(), 4, 4, reverse, 1)
-    return chunks.chunks_to_run(plan, mask, len(mask) // 4)
+    return chunks.chunks_to_run(chunks.split(mask, 4), reverse)
 
 
 class TestPaddingIsNotComputed:

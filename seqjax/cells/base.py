@@ -2,7 +2,7 @@
 
 import abc
 import functools
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from seqjax.initializers import torch_uniform
 from seqjax.ops import reference
 from seqjax.ops.dispatch import choose_implementation
 from seqjax.ops.kernel import Kernel, State
+from seqjax.ops.masking import zero_padding
 from seqjax.ops.rematerialization import in_chunks
 from seqjax.ops.whole_sequence.scan import scan as whole_sequence_scan
 
@@ -39,6 +40,9 @@ class Layer(abc.ABC):
 
     input_size: int
     """Number of features of one input `x`."""
+
+    zeroes_padding: ClassVar[bool] = False
+    """Whether `run` takes inputs at padding for zeros by itself; else `run_layer` makes them so."""
 
     @property
     @abc.abstractmethod
@@ -78,7 +82,7 @@ class Layer(abc.ABC):
         implementation: str | None,
         remat: bool,
     ) -> tuple[Carry, jax.Array]:
-        """The whole sequence, for `seqjax.scan`, which checks the arguments and zeroes padding."""
+        """The whole sequence, for `run_layer`. `seqjax.scan` has checked the arguments."""
 
 
 class Cell(Layer):
@@ -111,6 +115,8 @@ class Cell(Layer):
     >>> ys.shape
     (7, 2, 3)
     """
+
+    zeroes_padding: ClassVar[bool] = True
 
     @property
     def kernel(self) -> Kernel | None:
@@ -159,6 +165,15 @@ class Cell(Layer):
         kernel: Any = self.kernel
         state, ys = whole_sequence_scan(kernel, params, State(h, c), xs, **options)
         return jax.tree.unflatten(jax.tree.structure(carry), jax.tree.leaves(state)), ys
+
+
+def run_layer(
+    layer: Layer, params: Params, carry: Carry, xs: jax.Array, *, mask: Any, **options: Any
+) -> tuple[Carry, jax.Array]:
+    """`layer.run`, to which no input at padding is anything but zero."""
+    if not layer.zeroes_padding:
+        xs = zero_padding(mask, xs)
+    return layer.run(params, carry, xs, mask=mask, **options)
 
 
 def exportable(cls: type[NamedTupleType]) -> type[NamedTupleType]:

@@ -71,26 +71,31 @@ def _nearest_divisor(length: int, wanted: int, default: int) -> int:
     return min(divisors, key=lambda d: max(d / wanted, wanted / d), default=default)
 
 
-def chunks_to_run(
-    plan: Plan, mask: jax.Array | None, chunks: int
-) -> tuple[jax.Array | None, jax.Array | int]:
+def split(leaf: jax.Array, steps: int) -> jax.Array:
+    """`(T, ...)` to `(chunks, steps, ...)`."""
+    return leaf.reshape(leaf.shape[0] // steps, steps, *leaf.shape[1:])
+
+
+def merge(leaf: jax.Array) -> jax.Array:
+    """`(chunks, steps, ...)` to `(T, ...)`."""
+    return leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])
+
+
+def chunks_to_run(mask: jax.Array, reverse: bool) -> tuple[jax.Array, jax.Array]:
     """The indices of the chunks in the order of running, and how many of them to run.
 
-    A chunk of padding alone changes no state, so it is left out. No order means 0, 1, 2, …
+    A chunk of padding alone changes no state, so it is left out. `mask` is `(chunks, steps, rows)`.
     """
-    forward = jnp.arange(chunks)
-    if mask is None:
-        return (forward[::-1] if plan.reverse else None), chunks
-    active = active_chunks(plan, mask)
-    active = active[::-1] if plan.reverse else active
-    (order,) = jnp.nonzero(active, size=chunks, fill_value=0)
-    return (chunks - 1 - order if plan.reverse else order), active.sum()
+    active = active_chunks(mask)
+    numbers = jnp.arange(len(mask))
+    order = jnp.argsort(jnp.where(active, -numbers if reverse else numbers, len(mask)))
+    return order, active.sum()
 
 
-def active_chunks(plan: Plan, mask: jax.Array) -> jax.Array:
-    """Which chunks hold anything but padding: mask (T, rows) to (chunks,)."""
-    steps, rows = mask.shape
-    return _any_row(mask.reshape(steps // plan.steps, plan.steps * rows))
+def active_chunks(mask: jax.Array) -> jax.Array:
+    """Which chunks hold anything but padding: mask (chunks, steps, rows) to (chunks,)."""
+    chunks, steps, rows = mask.shape
+    return _any_row(mask.reshape(chunks, steps * rows))
 
 
 @custom_vmap

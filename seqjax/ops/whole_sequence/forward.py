@@ -12,13 +12,13 @@ from seqjax.ops.kernel import Kernel, Saved, State, barrier
 from seqjax.ops.masking import where_valid, zero_padding
 from seqjax.ops.precision import cast_like, project, widen
 from seqjax.ops.sharding import vary_like
-from seqjax.ops.whole_sequence.chunks import Plan, chunks_to_run
+from seqjax.ops.whole_sequence.chunks import Plan, chunks_to_run, merge, split
 
 
 class Residuals(NamedTuple):
     """What the forward pass keeps for the derivative."""
 
-    before: State  # Leaves (T, rows, features): the states that the steps start from.
+    before: State | None  # Leaves (T, rows, features): the states that the steps start from.
     hs: jax.Array  # (T, rows, features): h after every step, padding included.
     saved: Saved  # Leaves (T, rows, features).
 
@@ -56,40 +56,56 @@ def forward(
 
     Outputs are `hs` with zeros at padding.
     """
-    plan = plan._replace(steps=plan.forward_steps)
-    chunks = xs.shape[0] // plan.steps
-    order, count = chunks_to_run(plan, mask, chunks)
+    steps = plan.forward_steps
+    chunks = xs.shape[0] // steps
+    order: jax.Array | None = None
+    count: jax.Array | int = chunks
+    if mask is not None:
+        mask = split(mask, steps)
+        order, count = chunks_to_run(mask, plan.reverse)
+    rows = xs.shape[1]
+    split_xs = xs.reshape(chunks, steps * rows, xs.shape[2])
     bias = _bias_of_inputs(plan.kernel, params)
 
     def run_chunk(index: Any, loop: Any) -> Any:
-        chunk = index if order is None else order[index]
-        start = chunk * plan.steps
-        from_xs = barrier(_product(lax.dynamic_slice_in_dim(xs, start, plan.steps), params.w_ih))
-        valid = None if mask is None else lax.dynamic_slice_in_dim(mask, start, plan.steps)
+        if order is not None:
+            chunk = _at(order, index)
+        else:
+            chunk = chunks - 1 - index if plan.reverse else index
+        valid = None if mask is None else _at(mask, chunk)
+        inputs = zero_padding(None if valid is None else valid.ravel(), _at(split_xs, chunk))
+        from_xs = barrier(project(inputs, params.w_ih))
 
         def run_step(index: Any, loop: Any) -> Any:
             state, residuals = loop
-            step = plan.steps - 1 - index if plan.reverse else index
-            valid_step = None if valid is None else valid[step]
-            from_x = _plus(from_xs[step], bias)
+            step = steps - 1 - index if plan.reverse else index
+            valid_step = None if valid is None else _at(valid, step)
+            from_x = lax.dynamic_slice_in_dim(
+                from_xs, step * rows, rows, allow_negative_indices=False
+            )
+            from_x = _plus(from_x, bias)
             new_state, saved = _step(plan.kernel, params, state, from_x, valid_step)
             h = new_state.h if save else zero_padding(valid_step, new_state.h)
             values = Residuals(state, h, saved) if save else Residuals(None, h, None)
-            return new_state, jax.tree.map(_put(start + step), residuals, values)
+            return new_state, jax.tree.map(_put(chunk, step), residuals, values)
 
-        unroll = min(plan.unroll, plan.steps)
-        return lax.fori_loop(0, plan.steps, run_step, loop, unroll=unroll)
+        return lax.fori_loop(0, steps, run_step, loop, unroll=min(plan.unroll, steps))
 
     buffers = _buffers(plan, params, state, xs, save=save)
-    loop = (state, vary_like(buffers, (state, xs, mask)))
-    return run_chunk(0, loop) if chunks == 1 else lax.fori_loop(0, count, run_chunk, loop)
+    buffers = vary_like(jax.tree.map(lambda leaf: split(leaf, steps), buffers), (state, xs, mask))
+    loop = (state, buffers)
+    state, residuals = (
+        run_chunk(0, loop) if chunks == 1 else lax.fori_loop(0, count, run_chunk, loop)
+    )
+    return state, jax.tree.map(merge, residuals)
 
 
 def _save_plainly(
     plan: Plan, params: Any, state: State, xs: jax.Array, mask: jax.Array | None
 ) -> tuple[State, Residuals]:
     """What `forward_and_save` computes, by a plain scan."""
-    wide_params = widen(params)
+    # As in `reference.scan`, and for its reasons.
+    wide_params = vary_like(widen(params), (state, xs, mask))
     bias = _bias_of_inputs(plan.kernel, params)
 
     def body(state: State, inputs: Any) -> Any:
@@ -98,7 +114,7 @@ def _save_plainly(
         new_state, saved = _step(plan.kernel, step_params, state, from_x, valid)
         return new_state, Residuals(state, new_state.h, saved)
 
-    from_xs = _plus(_product(xs, params.w_ih), bias)
+    from_xs = _plus(_product(zero_padding(mask, xs), params.w_ih), bias)
     return lax.scan(body, state, (from_xs, mask), reverse=plan.reverse)
 
 
@@ -132,27 +148,35 @@ def _step(
     return State(h if valid is None else where_valid(valid, h, state.h), c), saved
 
 
-def _put(index: Any) -> Any:
-    """Writes a value into a buffer at this index of the leading axis."""
-    put = _put_along(0)
-    return lambda buffer, value: put(buffer, value, jnp.asarray(index))
+def _at(array: jax.Array, index: Any) -> jax.Array:
+    """`array[index]`, without the arithmetic that lets an index be negative."""
+    return lax.dynamic_index_in_dim(array, index, keepdims=False, allow_negative_indices=False)
 
 
+def _put(chunk: Any, step: Any) -> Any:
+    """Writes a value into a buffer at these indices of the two leading axes."""
+    indices = (jnp.asarray(chunk), jnp.asarray(step))
+    return lambda buffer, value: _put_along(0)(buffer, value, *indices)
+
+
+@functools.cache
 def _put_along(axis: int) -> Any:
     # Mapped by JAX's rule, an update becomes a scatter, even where all are at one index.
     @custom_vmap
-    def put(buffer: jax.Array, value: jax.Array, index: jax.Array) -> jax.Array:
-        return lax.dynamic_update_index_in_dim(buffer, value, index, axis)
+    def put(buffer: jax.Array, value: jax.Array, chunk: jax.Array, step: jax.Array) -> jax.Array:
+        start = [chunk if i == axis else step if i == axis + 1 else 0 for i in range(buffer.ndim)]
+        value = jnp.expand_dims(value, (axis, axis + 1))
+        return lax.dynamic_update_slice(buffer, value, start, allow_negative_indices=False)
 
     @put.def_vmap
     def _put_mapped(axis_size: int, in_batched: Any, *args: jax.Array) -> Any:
-        *arrays, index = args
-        assert not in_batched[2], "chunks_to_run gives all mapped sequences one order"
+        *arrays, chunk, step = args
+        assert not any(in_batched[2:]), "chunks_to_run gives all mapped sequences one order"
         buffer, value = (
             array if batched else jnp.broadcast_to(array, (axis_size, *array.shape))
             for array, batched in zip(arrays, in_batched[:2], strict=True)
         )
-        return _put_along(axis + 1)(buffer, value, index), True
+        return _put_along(axis + 1)(buffer, value, chunk, step), True
 
     return put
 

@@ -1,6 +1,7 @@
 """The derivative: a recurrence that is linear in the tangents, over the gates that were saved."""
 
 import functools
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -8,11 +9,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from seqjax.ops.kernel import Kernel, State, barrier
+from seqjax.ops.kernel import Kernel, Saved, State, barrier
 from seqjax.ops.masking import where_valid, zero_padding
 from seqjax.ops.precision import widen
 from seqjax.ops.sharding import vary_like
-from seqjax.ops.whole_sequence.chunks import Plan, active_chunks
+from seqjax.ops.whole_sequence.chunks import Plan, active_chunks, merge, split
 from seqjax.ops.whole_sequence.forward import Residuals, projection
 
 
@@ -30,8 +31,7 @@ def tangents_of_run(
 
     Everything is in the accumulation dtype, so that sums over time are, too.
     """
-    kernel, length = plan.kernel, xs.shape[0]
-    chunks = length // plan.steps
+    kernel = plan.kernel
     weights_move = not all(isinstance(leaf, SymbolicZero) for leaf in jax.tree.leaves(d_params))
     d_params, d_state = widen(jax.tree.map(_instantiate, (d_params, d_state)))
     d_xs = None if isinstance(d_xs, SymbolicZero) else widen(d_xs)
@@ -42,7 +42,7 @@ def tangents_of_run(
     # Transposed for the backward loop once, and not at every step of it.
     w_hh = barrier(params.w_hh.T)
     w_hr = projection(params)
-    d_weights = _stack(kernel, d_params) if weights_move else None
+    d_weights = _weights(kernel, d_params) if weights_move else None
 
     # Recomputed in the backward pass, chunk by chunk and step by step: what is kept between the
     # passes are the residuals alone, and not every factor of the derivative.
@@ -51,116 +51,119 @@ def tangents_of_run(
     @remat
     def run_step(d_state: State, inputs: Any) -> Any:
         factors, d_from_x, d_from_h, d_h, valid = inputs
-        d_from_h = _plus(_dot(d_state.h, w_hh, 1, 1), d_from_h)
+        d_from_h = _sum(_dot(d_state.h, w_hh, 1, 1), d_from_h)
         d_m, d_c = kernel.tangent(factors, d_from_x, d_from_h, d_state)
-        d_new = State(d_m if w_hr is None else _plus(d_m @ w_hr, d_h), d_c)
+        d_new = State(d_m if w_hr is None else _sum(d_m @ w_hr, d_h), d_c)
         if valid is not None:
             d_new = where_valid(valid, d_new, d_state)
         return d_new, zero_padding(valid, d_new.h)
 
-    def run_chunk(d_state: State, inputs: Any) -> Any:
-        x, d_x, valid, chunk = inputs
-        before = widen(chunk.before)
-        d_from_x, d_from_h = _tangents_of_products(
-            kernel, params, d_weights, widen(x), d_x, before.h
-        )
-        d_h = None
-        if w_hr is not None and d_weights is not None:
-            d_h = _product(kernel.hidden(chunk.saved, before), d_weights.w_hr)
-        factors = kernel.factors(chunk.saved, before, widen(chunk.hs))
-        steps = (factors, d_from_x, d_from_h, d_h, valid)
-        return lax.scan(run_step, d_state, steps, reverse=plan.reverse)
-
-    def skip_chunk(d_state: State, _: Any) -> Any:
-        d_hs = jnp.zeros((plan.steps, *d_state.h.shape), d_state.h.dtype)
-        return d_state, vary_like(d_hs, like)
-
     @remat
-    def run_chunk_unless_padding(d_state: State, inputs: Any) -> Any:
-        if mask is None:
-            return run_chunk(d_state, inputs[0])
-        return lax.cond(inputs[1], run_chunk, skip_chunk, d_state, inputs[0])
+    def run_chunk(d_state: State, inputs: Any) -> Any:
+        x, d_x, valid, chunk, active = inputs
+        before = widen(chunk.before)
+        # All that is not linear stays outside of the condition: differentiated, a condition copies
+        # what enters it.
+        factors = kernel.factors(chunk.saved, before, widen(chunk.hs))
+        values = None
+        if d_weights is not None:
+            values = _values(kernel, params, widen(zero_padding(valid, x)), before, chunk.saved)
 
-    def split(leaf: jax.Array) -> jax.Array:
-        return leaf.reshape(chunks, plan.steps, *leaf.shape[1:])
+        def run(d_state: State) -> Any:
+            products = _tangents_of_products(kernel, params, d_weights, values, d_x, x.shape[:2])
+            steps = (factors, *products, valid)
+            return lax.scan(run_step, d_state, steps, reverse=plan.reverse)
 
-    inputs = jax.tree.map(split, (xs, d_xs, mask, residuals))
-    active = None if mask is None else active_chunks(plan, mask)
-    d_state, d_hs = lax.scan(
-        run_chunk_unless_padding, d_state, (inputs, active), reverse=plan.reverse
-    )
-    return d_state, d_hs.reshape(length, *d_hs.shape[2:])
+        def skip(d_state: State) -> Any:
+            d_hs = jnp.zeros((plan.steps, *d_state.h.shape), d_state.h.dtype)
+            return d_state, vary_like(d_hs, like)
 
+        return run(d_state) if active is None else lax.cond(active, run, skip, d_state)
 
-class _Weights(NamedTuple):
-    """Tangents of the parameters, as they are multiplied: each a bias below its weights."""
-
-    of_x: jax.Array | None
-    of_h: jax.Array | None
-    of_both: jax.Array | None  # In place of the two where the cell adds up their products.
-    w_hr: jax.Array | None
+    inputs = jax.tree.map(lambda leaf: split(leaf, plan.steps), (xs, d_xs, mask, residuals))
+    active = None if mask is None else active_chunks(inputs[2])
+    d_state, d_hs = lax.scan(run_chunk, d_state, (*inputs, active), reverse=plan.reverse)
+    return d_state, merge(d_hs)
 
 
-def _stack(kernel: Kernel, d_params: Any) -> _Weights:
-    """The weights' tangents, put together before the loop, so that it sums few gradients."""
-    b_ih, b_hh = d_params.b_ih, d_params.b_hh
-    w_hr = projection(d_params)
+class _Stacked(NamedTuple):
+    """What is multiplied for the weights' gradients, `values.T` below each other, or the weights.
+
+    The rows of `with_h` are the states' and, unless the cell needs `from_x` and `from_h` apart, the
+    inputs' above them; those of `with_x` are the inputs'. The last are the biases', with ones.
+    """
+
+    with_x: jax.Array | None
+    with_h: jax.Array | None
+    with_m: jax.Array | None  # The projection's.
+
+
+def _weights(kernel: Kernel, params: Any) -> _Stacked:
+    """Put together before the loop, which then sums few gradients."""
+    w_ih, w_hh, b_ih, b_hh = params.w_ih, params.w_hh, params.b_ih, params.b_hh
+    w_hr = projection(params)
     if kernel.separate:
-        return _Weights(_rows(d_params.w_ih, b_ih), _rows(d_params.w_hh, b_hh), None, w_hr)
-    bias = None if b_ih is None else b_ih + b_hh
-    return _Weights(None, None, _rows(d_params.w_ih, d_params.w_hh, bias), w_hr)
+        return _Stacked(_below(w_ih, b_ih), _below(w_hh, b_hh), w_hr)
+    return _Stacked(None, _below(w_ih, w_hh, None if b_ih is None else b_ih + b_hh), w_hr)
 
 
-def _rows(*parts: jax.Array | None) -> jax.Array:
-    """Matrices below each other, a bias as one row more."""
+def _values(kernel: Kernel, params: Any, x: jax.Array, before: State, saved: Saved) -> _Stacked:
+    """Of a chunk. A weight's gradient is `values.T @ gradient`.
+
+    XLA's product is fastest with the transpose written out, and writes least if the parts are
+    transposed before they are put together. The barriers make it do so.
+    """
+
+    def transposed(values: jax.Array) -> jax.Array:
+        return barrier(values.reshape(-1, values.shape[-1]).T)
+
+    x, h = transposed(x), transposed(before.h)
+    ones = None if params.b_ih is None else jnp.ones(x.shape[1], x.dtype)
+    m = None if projection(params) is None else transposed(kernel.hidden(saved, before))
+    if kernel.separate:
+        return _Stacked(barrier(_below(x, ones)), barrier(_below(h, ones)), m)
+    return _Stacked(None, barrier(_below(x, h, ones)), m)
+
+
+def _below(*parts: jax.Array | None) -> jax.Array:
     return jnp.concatenate([jnp.atleast_2d(part) for part in parts if part is not None])
 
 
 def _tangents_of_products(
-    kernel: Kernel, params: Any, d_weights: _Weights | None, x: jax.Array, d_x: Any, h: jax.Array
-) -> tuple[jax.Array | None, jax.Array | None]:
-    """Tangents of a chunk's `from_x` and `from_h`, but for the part that comes with `d_h`.
+    kernel: Kernel,
+    params: Any,
+    d_weights: _Stacked | None,
+    values: _Stacked | None,
+    d_x: jax.Array | None,
+    shape: tuple[int, int],
+) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None]:
+    """Tangents of a chunk's `from_x`, `from_h` and projected h, but for what comes with `d_h`.
 
-    Where the cell adds up the two, so does this, in one product over inputs and states together.
+    Where the cell adds up the first two, the second is of their sum.
     """
-    d_from_x = None if d_x is None else _product(d_x, params.w_ih, transposed=False)
-    if not kernel.separate:
-        if d_weights is None:
-            return None, d_from_x
-        return None, _plus(_product(_columns(params, x, h), d_weights.of_both), d_from_x)
+    d_from_x = None if d_x is None else d_x @ params.w_ih
     if d_weights is None:
-        if d_from_x is None:
-            d_from_x = jnp.zeros((*x.shape[:2], params.w_ih.shape[1]), x.dtype)
-        return d_from_x, None
-    d_from_x = _plus(_product(_columns(params, x), d_weights.of_x), d_from_x)
-    return d_from_x, _product(_columns(params, h), d_weights.of_h)
-
-
-def _columns(params: Any, *parts: jax.Array) -> jax.Array:
-    """Inputs and states side by side, and ones for the bias, if there is one."""
-    ones = () if params.b_ih is None else (jnp.ones((*parts[0].shape[:2], 1), parts[0].dtype),)
-    return jnp.concatenate([*parts, *ones], axis=-1)
-
-
-def _product(values: jax.Array, weight: jax.Array, transposed: bool = True) -> jax.Array:
-    """`values @ weight`, (steps, rows, features), arranged for the gradient of one of the two.
-
-    The gradient of the weight is `values.T @ gradient`: XLA's product is fastest with the transpose
-    written out, which a barrier makes it do.
-    """
-    steps, rows, features = values.shape
-    flat = values.reshape(steps * rows, features)
-    product = _dot(barrier(flat.T), weight, 0, 0) if transposed else flat @ weight
-    return product.reshape(steps, rows, product.shape[-1])
+        products = _Stacked(None, None, None)
+    else:
+        products = jax.tree.map(
+            lambda value, weight: _dot(value, weight, 0, 0).reshape(*shape, -1), values, d_weights
+        )
+    if not kernel.separate:
+        return None, _sum(products.with_h, d_from_x), products.with_m
+    d_from_x = _sum(products.with_x, d_from_x)
+    if d_from_x is None:
+        d_from_x = jnp.zeros((*shape, params.w_ih.shape[1]), params.w_ih.dtype)
+    return d_from_x, products.with_h, products.with_m
 
 
 def _dot(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
     return lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((), ())))
 
 
-def _plus(first: jax.Array, *others: jax.Array | None) -> jax.Array:
-    """The sum of what is there."""
-    return functools.reduce(lambda a, b: a if b is None else a + b, others, first)
+def _sum(*terms: jax.Array | None) -> Any:
+    """Of what is there; None of nothing."""
+    there = [term for term in terms if term is not None]
+    return functools.reduce(operator.add, there) if there else None
 
 
 def _instantiate(tangent: Any) -> jax.Array:
