@@ -95,7 +95,9 @@ def check_training_step(layer: seqjax.Layer, mesh: Any) -> None:
     contract.assert_close(contract.quick_jit(sharded)(*case[:2]), expected)
 
 
-def check_no_collective_in_a_loop(layer: seqjax.Layer, mesh: Any, *, implementation: str) -> None:
+def check_no_collective_in_a_loop(
+    layer: seqjax.Layer, mesh: Any, *, implementation: str, order: int = 1
+) -> None:
     """Devices meet once a training step, to sum the gradients, and not at every time step."""
     case = contract.make_case(layer, (ROWS,))
 
@@ -103,7 +105,10 @@ def check_no_collective_in_a_loop(layer: seqjax.Layer, mesh: Any, *, implementat
         def loss(params: Any) -> jax.Array:
             return (seqjax.scan(layer, params, xs, implementation=implementation)[1] ** 2).sum()
 
-        return jax.grad(loss)(params)
+        def slope(params: Any) -> jax.Array:
+            return sum((leaf**2).sum() for leaf in jax.tree.leaves(jax.grad(loss)(params)))
+
+        return jax.grad(loss if order == 1 else slope)(params)
 
     sharded = jax.jit(shard_map(gradients, mesh, (REPLICATED, TIME_BATCH), REPLICATED))
     program = sharded.lower(*case[:2]).compile().as_text()
@@ -179,6 +184,9 @@ CHECKS = {
         )
         for name in IMPLEMENTATIONS
     },
+    "no collective in a loop of second derivatives": functools.partial(
+        check_no_collective_in_a_loop, LSTM, implementation="xla", order=2
+    ),
     "plain jit": functools.partial(check_plain_jit, LSTM),
     "explicit mesh": functools.partial(check_explicit_mesh, BIDIRECTIONAL),
 }

@@ -115,7 +115,8 @@ def _values(kernel: Kernel, params: Any, x: jax.Array, before: State, saved: Sav
     """
 
     def transposed(values: jax.Array) -> jax.Array:
-        return barrier(values.reshape(-1, values.shape[-1]).T)
+        steps, rows, features = values.shape
+        return barrier(values.reshape(steps * rows, features).T)
 
     x, h = transposed(x), transposed(before.h)
     ones = None if params.b_ih is None else jnp.ones(x.shape[1], x.dtype)
@@ -145,9 +146,11 @@ def _tangents_of_products(
     if d_weights is None:
         products = _Stacked(None, None, None)
     else:
-        products = jax.tree.map(
-            lambda value, weight: _dot(value, weight, 0, 0).reshape(*shape, -1), values, d_weights
-        )
+
+        def multiply(values: jax.Array, weights: jax.Array) -> jax.Array:
+            return _dot(values, weights, 0, 0).reshape(*shape, weights.shape[-1])
+
+        products = jax.tree.map(multiply, values, d_weights)
     if not kernel.separate:
         return None, _sum(products.with_h, d_from_x), products.with_m
     d_from_x = _sum(products.with_x, d_from_x)
