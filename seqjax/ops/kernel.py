@@ -42,6 +42,10 @@ class Kernel(abc.ABC):
         Where `valid`, bool (rows, 1), is off, `c` stays as it was; `m` may be anything.
         """
 
+    def projects_ahead(self, rows: Any, w_ih: jax.Array) -> bool:
+        """Whether `x @ w_ih` is faster for a chunk of steps at once, where nothing is saved."""
+        return True
+
     @abc.abstractmethod
     def factors(self, saved: Saved, before: State, h: jax.Array) -> Factors:
         """What `tangent` multiplies tangents by. Elementwise: for many steps at a time.

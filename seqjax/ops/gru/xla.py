@@ -22,14 +22,19 @@ class GRUKernel(Kernel):
         x_rz, x_n = _split(from_x)
         h_rz, h_n = _split(from_h)
         # As in the LSTM, sigmoids are made of tanh. All of the step would become one slow fusion,
-        # barriers or not, but for the concatenation, which XLA writes out.
+        # barriers or not, but for the concatenation, which XLA writes out. For one row, the fusion
+        # is faster.
         tanh_rz = jnp.tanh(0.5 * (x_rz + h_rz))
-        tanhs = barrier(jnp.concatenate([tanh_rz, h_n], axis=-1))
-        rz, h_n = _gates(tanhs)
+        tanhs = jnp.concatenate([tanh_rz, h_n], axis=-1)
+        rz, h_n = _gates(barrier(tanhs)) if len(from_h) > 1 else (0.5 + 0.5 * tanh_rz, h_n)
         r, z = jnp.split(rz, 2, axis=-1)
         n = jnp.tanh(x_n + r * h_n)
         h = widen(state.h)
         return n + z * (h - n), None, (tanhs, n)
+
+    def projects_ahead(self, rows: Any, w_ih: jax.Array) -> bool:
+        # One row's fusion is slow where it reads what was projected ahead at an index of the loop.
+        return not isinstance(rows, int) or rows > 1 or w_ih.size > 2**15
 
     def factors(self, saved: Saved, before: State, h: jax.Array) -> Factors:
         tanhs, n = saved

@@ -64,6 +64,7 @@ def forward(
         mask = split(mask, steps)
         order, count = chunks_to_run(mask, plan.reverse)
     rows = xs.shape[1]
+    ahead = save or plan.kernel.projects_ahead(rows, params.w_ih)
     split_xs = xs.reshape(chunks, steps * rows, xs.shape[2])
     bias = _bias_of_inputs(plan.kernel, params)
 
@@ -74,7 +75,7 @@ def forward(
             chunk = chunks - 1 - index if plan.reverse else index
         valid = None if mask is None else _at(mask, chunk)
         inputs = zero_padding(None if valid is None else valid.ravel(), _at(split_xs, chunk))
-        from_xs = barrier(project(inputs, params.w_ih))
+        from_xs = barrier(project(inputs, params.w_ih)) if ahead else inputs
 
         def run_step(index: Any, loop: Any) -> Any:
             state, residuals = loop
@@ -83,7 +84,7 @@ def forward(
             from_x = lax.dynamic_slice_in_dim(
                 from_xs, step * rows, rows, allow_negative_indices=False
             )
-            from_x = _plus(from_x, bias)
+            from_x = _plus(from_x if ahead else project(from_x, params.w_ih), bias)
             new_state, saved = _step(plan.kernel, params, state, from_x, valid_step)
             h = new_state.h if save else zero_padding(valid_step, new_state.h)
             values = Residuals(state, h, saved) if save else Residuals(None, h, None)
