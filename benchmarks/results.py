@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 BASELINE = "seqjax"
-FLOOR = "products"
+FLOOR = "floor"
 """Products alone: what seqjax could reach at best."""
 FLAX = ("flax-linen", "flax-nnx")
 """Together they are "flax": in each case, whichever is better."""
@@ -83,7 +83,7 @@ def ratio(case: dict[str, Any], peer: str, measure: str = "time") -> float | Non
 
 
 def ratio_at_floor(case: dict[str, Any], peer: str) -> float | None:
-    """A peer's time by that of the products alone: what the ratio would be at best."""
+    """A peer's time by that of the floor: what the ratio would be at best."""
     theirs, floor = ratio(case, peer), ratio(case, FLOOR)
     return theirs / floor if theirs and floor else None
 

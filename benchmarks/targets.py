@@ -42,7 +42,7 @@ class Target(NamedTuple):
         return summary(filter(self.covers, results["cases"]), self.peer, self.measure)
 
     def floor(self, results: Results) -> float | None:
-        """What times would give if seqjax did the products alone; None where not measured."""
+        """What times would give if seqjax took no longer than the floor; None: not measured."""
         if self.measure != "time" or self.at_most:
             return None
         best = summary(filter(self.covers, results["cases"]), self.peer, "floor")

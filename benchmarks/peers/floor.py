@@ -1,8 +1,11 @@
-"""No library: the matrix products of a case by XLA, and nothing else.
+"""No library: the matrix products and the tanhs of a case by XLA, and nothing else.
 
-Nothing that multiplies in JAX is faster, so this is the floor under every peer that does.
+Nothing that multiplies in JAX is faster, so this is the floor under every peer that does. A sigmoid
+counts as a tanh, which it is made of.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +20,7 @@ barrier = lax.optimization_barrier
 
 
 class Peer(JaxPeer):
-    """Products alone: those of the inputs at once, those of the states step by step."""
+    """Products of the inputs at once, those of the states and the tanhs step by step."""
 
     distribution = "jax"
 
@@ -32,8 +35,8 @@ class Peer(JaxPeer):
         data = jax.tree.map(lambda a: a.astype(dtype) if a.dtype == float else a, data)
         if case.mode == "decode":
             hidden = jnp.zeros((case.batch, case.hidden_size), dtype)
-            return JaxProgram(_decode(case.time), (data.weights[0][0], data, hidden), list)
-        function = _train if case.mode == "train" else _forward
+            return JaxProgram(_decode(case), (data.weights[0][0], data, hidden), list)
+        function = functools.partial(_train if case.mode == "train" else _forward, case)
         return JaxProgram(function, ([_operands(case, *cell) for cell in _cells(data)],), list)
 
 
@@ -56,17 +59,26 @@ def _operands(case: Case, weights: Any, xs: jax.Array) -> dict[str, Any]:
     }
 
 
-def _forward(cells: list[dict[str, Any]]) -> list[jax.Array]:
+def _forward(case: Case, cells: list[dict[str, Any]]) -> list[jax.Array]:
     results = []
     for cell in cells:
         flat = cell["xs"].reshape(-1, cell["xs"].shape[-1])
         results.append(barrier(flat @ cell["weights"].w_ih)[-1])
-        results.append(_each_step(cell["hs"], cell["weights"].w_hh))
+        tanhs = functools.partial(_tanhs, case)
+        results.append(_each_step(cell["hs"], cell["weights"].w_hh, tanhs))
     return results
 
 
-def _train(cells: list[dict[str, Any]]) -> list[jax.Array]:
-    results = _forward(cells)
+def _tanhs(case: Case, gates: jax.Array) -> jax.Array:
+    """One of each gate, and of the LSTM's c."""
+    gates = barrier(jnp.tanh(gates))
+    if case.cell != "LSTM":
+        return gates
+    return barrier(gates.at[:, : case.hidden_size].apply(jnp.tanh))
+
+
+def _train(case: Case, cells: list[dict[str, Any]]) -> list[jax.Array]:
+    results = _forward(case, cells)
     for cell in cells:
         gates = cell["gates"].reshape(-1, cell["gates"].shape[-1])
         results.append(_each_step(cell["gates"], barrier(cell["weights"].w_hh.T)))
@@ -76,27 +88,29 @@ def _train(cells: list[dict[str, Any]]) -> list[jax.Array]:
     return results
 
 
-def _each_step(values: jax.Array, weight: jax.Array) -> jax.Array:
-    """Multiplies one step after the other, and returns the last product."""
+def _each_step(
+    values: jax.Array, weight: jax.Array, then: Callable[[jax.Array], jax.Array] = barrier
+) -> jax.Array:
+    """Multiplies one step after the other, and returns what `then` makes of the last product."""
 
     def step(index: jax.Array, _: jax.Array) -> jax.Array:
-        return barrier(values[index] @ weight)
+        return then(barrier(values[index] @ weight))
 
     first = jnp.zeros((values.shape[1], weight.shape[1]), values.dtype)
     return lax.fori_loop(0, len(values), step, first)
 
 
-def _decode(steps: int) -> Any:
+def _decode(case: Case) -> Any:
     def decode(weights: Any, data: Data, hidden: jax.Array) -> tuple[jax.Array, ...]:
         def step(index: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             hidden, *_ = state
             from_x = barrier(data.embedding[index % len(data.embedding)][None] @ weights.w_ih)
-            from_h = barrier(hidden @ weights.w_hh)
+            from_h = _tanhs(case, barrier(hidden @ weights.w_hh))
             logits = barrier(hidden @ data.head)
             return from_h[:, : hidden.shape[1]], from_x, logits
 
         start = (hidden, jnp.zeros((1, weights.w_ih.shape[1]), hidden.dtype))
         start = (*start, jnp.zeros((1, data.head.shape[1]), hidden.dtype))
-        return lax.fori_loop(0, steps, step, start)
+        return lax.fori_loop(0, case.time, step, start)
 
     return decode
