@@ -26,7 +26,8 @@ class GRUKernel(Kernel):
         # is faster.
         tanh_rz = jnp.tanh(0.5 * (x_rz + h_rz))
         tanhs = jnp.concatenate([tanh_rz, h_n], axis=-1)
-        rz, h_n = _gates(barrier(tanhs)) if len(from_h) > 1 else (0.5 + 0.5 * tanh_rz, h_n)
+        one_row = from_h.shape[0] == 1
+        rz, h_n = (0.5 + 0.5 * tanh_rz, h_n) if one_row else _gates(barrier(tanhs))
         r, z = jnp.split(rz, 2, axis=-1)
         n = jnp.tanh(x_n + r * h_n)
         h = widen(state.h)
@@ -34,7 +35,7 @@ class GRUKernel(Kernel):
 
     def projects_ahead(self, rows: Any, w_ih: jax.Array) -> bool:
         # One row's fusion is slow where it reads what was projected ahead at an index of the loop.
-        return not isinstance(rows, int) or rows > 1 or w_ih.size > 2**15
+        return rows != 1 or w_ih.size > 2**15
 
     def factors(self, saved: Saved, before: State, h: jax.Array) -> Factors:
         tanhs, n = saved
