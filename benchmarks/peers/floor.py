@@ -65,16 +65,16 @@ def _forward(case: Case, cells: list[dict[str, Any]]) -> list[jax.Array]:
         flat = cell["xs"].reshape(-1, cell["xs"].shape[-1])
         results.append(barrier(flat @ cell["weights"].w_ih)[-1])
         tanhs = functools.partial(_tanhs, case)
-        results.append(_each_step(cell["hs"], cell["weights"].w_hh, tanhs))
+        results += _each_step(cell["hs"], cell["weights"].w_hh, tanhs)
     return results
 
 
-def _tanhs(case: Case, gates: jax.Array) -> jax.Array:
+def _tanhs(case: Case, gates: jax.Array) -> tuple[jax.Array, ...]:
     """One of each gate, and of the LSTM's c."""
     gates = barrier(jnp.tanh(gates))
     if case.cell != "LSTM":
-        return gates
-    return barrier(gates.at[:, : case.hidden_size].apply(jnp.tanh))
+        return (gates,)
+    return gates, barrier(jnp.tanh(gates[:, : case.hidden_size]))
 
 
 def _train(case: Case, cells: list[dict[str, Any]]) -> list[jax.Array]:
@@ -89,14 +89,15 @@ def _train(case: Case, cells: list[dict[str, Any]]) -> list[jax.Array]:
 
 
 def _each_step(
-    values: jax.Array, weight: jax.Array, then: Callable[[jax.Array], jax.Array] = barrier
-) -> jax.Array:
+    values: jax.Array, weight: jax.Array, then: Callable[[jax.Array], Any] = barrier
+) -> Any:
     """Multiplies one step after the other, and returns what `then` makes of the last product."""
 
-    def step(index: jax.Array, _: jax.Array) -> jax.Array:
+    def step(index: jax.Array, _: Any) -> Any:
         return then(barrier(values[index] @ weight))
 
-    first = jnp.zeros((values.shape[1], weight.shape[1]), values.dtype)
+    shapes = jax.eval_shape(step, jnp.int32(0), None)
+    first = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
     return lax.fori_loop(0, len(values), step, first)
 
 
@@ -105,9 +106,9 @@ def _decode(case: Case) -> Any:
         def step(index: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             hidden, *_ = state
             from_x = barrier(data.embedding[index % len(data.embedding)][None] @ weights.w_ih)
-            from_h = _tanhs(case, barrier(hidden @ weights.w_hh))
+            *_, hidden_units = _tanhs(case, barrier(hidden @ weights.w_hh))
             logits = barrier(hidden @ data.head)
-            return from_h[:, : hidden.shape[1]], from_x, logits
+            return hidden_units[:, : hidden.shape[1]], from_x, logits
 
         start = (hidden, jnp.zeros((1, weights.w_ih.shape[1]), hidden.dtype))
         start = (*start, jnp.zeros((1, data.head.shape[1]), hidden.dtype))
