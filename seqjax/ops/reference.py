@@ -33,9 +33,8 @@ def scan(
 
     def body(carry: Any, inputs: tuple[jax.Array, jax.Array | None]) -> tuple[Any, jax.Array]:
         x, valid = inputs
-        x = zero_padding(
-            valid, x
-        )  # What padding holds must not reach a gradient, NaN least of all.
+        # What padding holds must not reach a gradient, NaN least of all.
+        x = zero_padding(valid, x)
         new_carry, y = step(cast_like(wide_params, params), carry, x)
         if valid is not None:
             new_carry = where_valid(valid, new_carry, carry)
