@@ -263,7 +263,7 @@ MISTAKES = {
         "zero_padding(None if valid is None else valid.ravel(), _at(split_xs, chunk))",
         "_at(split_xs, chunk)",
         "contract",
-        "rnn_tanh-xla-check_padding_never_leaks",
+        "lstm-xla-check_padding_never_leaks",
     ),
     "kernel: padded inputs not zeroed for the weights": Mistake(
         "seqjax/ops/whole_sequence/tangents.py",
