@@ -12,14 +12,14 @@ ROWS_PER_CHUNK = 1024
 """Rows of inputs (steps times batch) that are multiplied at a time, about."""
 
 ROWS_PER_GRADIENT = 256
-"""Rows of a chunk in training, about.
+"""Rows of a chunk of the derivative, about.
 
 The gradient of a weight is one product a chunk. The more rows it sums, the larger its rounding
 error: at 256 rows it is PyTorch's, at 1024 two to four times that.
 """
 
 LARGE_WEIGHTS = 2**20
-"""Weights of more elements take `ROWS_PER_CHUNK` in training, too.
+"""Weights of more elements take `ROWS_PER_CHUNK` in the derivative, too.
 
 No cache holds their gradient, which is read and written once a chunk.
 """
@@ -36,14 +36,14 @@ class Plan(NamedTuple):
     """What is known when tracing."""
 
     kernel: Kernel
-    steps: int  # Steps a chunk in training: a divisor of the number of steps.
-    forward_steps: int  # Steps a chunk without a derivative: a divisor, and a multiple of `steps`.
+    steps: int  # Steps a chunk of the derivative: a divisor of the number of steps.
+    forward_steps: int  # Of the forward pass: a divisor, too, and a multiple of `steps`.
     reverse: bool
     unroll: int
 
 
 def steps_per_chunk(length: int, rows: Any, weights: int) -> tuple[int, int]:
-    """Steps a chunk in training, where possible a divisor of `length`, and without a derivative.
+    """Steps a chunk of the derivative, where possible a divisor of `length`, and of forward passes.
 
     Args:
       length: steps in all.
