@@ -212,23 +212,13 @@ class Bidirectional(Layer):
         if key is not None:
             forward_key, backward_key = jax.random.split(key)
         forward_carry, forward_ys = run_layer(
-            self.forward,
-            params.forward,
-            carry.forward,
-            xs,
-            reverse=reverse,
-            key=forward_key,
-            **options,
-        )
+            self.forward, params.forward, carry.forward, xs,
+            reverse=reverse, key=forward_key, **options,
+        )  # fmt: skip
         backward_carry, backward_ys = run_layer(
-            self.backward,
-            params.backward,
-            carry.backward,
-            xs,
-            reverse=not reverse,
-            key=backward_key,
-            **options,
-        )
+            self.backward, params.backward, carry.backward, xs,
+            reverse=not reverse, key=backward_key, **options,
+        )  # fmt: skip
         ys = jnp.concatenate([forward_ys, backward_ys], axis=-1)
         return BidirectionalCarry(forward_carry, backward_carry), ys
 

@@ -288,7 +288,7 @@ MISTAKES = {
     ),
     "backward direction starts at T": Mistake(
         "seqjax/layers.py",
-        "reverse=not reverse",
+        "reverse=not reverse, key=backward_key, **options",
         "reverse=not reverse, key=backward_key, **options | {'mask': None}",
         "golden",
         "test_every_form_outside_jit and rnn_tanh_two_layers_bidirectional-core",
