@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 BASELINE = "seqjax"
 FLOOR = "floor"
-"""Products alone: what seqjax could reach at best."""
+"""Products and tanhs alone: what seqjax could reach at best."""
 FLAX = ("flax-linen", "flax-nnx")
 """Together they are "flax": in each case, whichever is better."""
 Results = dict[str, Any]
