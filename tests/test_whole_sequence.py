@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 import seqjax
 import seqjax.linen
 import seqjax.nnx
-from seqjax.ops.whole_sequence import chunks
+from seqjax.ops.whole_sequence import chunks, scan
 
 ROWS = 3
 CELLS = {name: cases.CELLS[name] for name in ("rnn_relu", "lstm_proj", "gru")}
@@ -30,10 +30,12 @@ reverse_or_not = pytest.mark.parametrize("reverse", [False, True], ids=["forward
 
 @pytest.fixture
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Chunks of four steps, and without a derivative of eight or so."""
+    """Chunks of four steps, and in the forward pass of ten where there is a mask."""
     jax.clear_caches()  # What was traced before has other chunks.
+    monkeypatch.setattr(chunks, "PROJECTED_AT_ONCE", 0)
+    monkeypatch.setattr(chunks, "ROWS_PER_SKIP", 8 * ROWS)
     monkeypatch.setattr(chunks, "ROWS_PER_GRADIENT", 4 * ROWS)
-    monkeypatch.setattr(chunks, "ROWS_PER_CHUNK", 8 * ROWS)
+    monkeypatch.setattr(chunks, "ROWS_PER_LARGE_GRADIENT", 4 * ROWS)
     yield
     jax.clear_caches()
 
@@ -74,23 +76,57 @@ def test_chunks_equal_the_plain_scan(name: str, direction: str, padding: str) ->
     contract.assert_close(run(implementation="xla"), run(implementation="scan"), 1e-11)
 
 
+@pytest.mark.usefixtures("_small_chunks", "x64")
+@each_cell
+def test_large_weights_equal_the_plain_scan(
+    cell: seqjax.Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their gradients are products of their own."""
+    monkeypatch.setattr(scan, "LARGE_WEIGHTS", 0)
+    case = contract.make_case(cell, (ROWS,), 12, jnp.float64)
+    run = functools.partial(value_and_gradients, cell, case, random_mask(12))
+    contract.assert_close(run(implementation="xla"), run(implementation="scan"), 1e-11)
+
+
 @pytest.mark.parametrize(
-    ("length", "rows", "weights", "expected"),
+    ("length", "rows", "large", "expected"),
     [
-        (28, 32, 1000, (7, 28)),  # 256 rows in training; without a derivative, one chunk of all.
-        (512, 32, 1000, (8, 32)),
-        (512, 32, 2**21, (32, 32)),  # Gradients of large weights are summed in longer products.
-        (100, 64, 1000, (4, 20)),  # 16 steps would be 1024 rows: the nearest divisor.
-        (101, 64, 1000, (4, 20)),  # No divisor: the step that is left over comes by itself.
-        (1000, 1, 1000, (40, 40)),  # Not many more than 32 steps.
-        (50, 256, 1000, (2, 2)),
-        (7, 5000, 1000, (1, 1)),
-        (5, 0, 1000, (5, 5)),
-        (0, 3, 1000, (1, 1)),
+        (28, 32, False, 7),  # 8 steps would be 256 rows: the nearest divisor.
+        (512, 32, False, 8),
+        (512, 32, True, 32),  # Gradients of large weights are summed in longer products.
+        (101, 64, False, 4),  # No divisor: the step that is left over comes by itself.
+        (1000, 1, False, 40),  # Not many more than 32 steps.
+        (50, 256, False, 2),
+        (7, 5000, False, 1),
+        (5, 0, False, 5),
+        (0, 3, False, 1),
     ],
 )
-def test_steps_per_chunk(length: int, rows: int, weights: int, expected: tuple[int, int]) -> None:
-    assert chunks.steps_per_chunk(length, rows, weights) == expected
+def test_steps_of_derivative(length: int, rows: int, large: bool, expected: int) -> None:
+    assert chunks.steps_of_derivative(length, rows, large) == expected
+
+
+@pytest.mark.parametrize(
+    ("length", "rows", "width", "options", "expected"),
+    [
+        (512, 32, 256, {}, 512),  # 2**22 elements.
+        (512, 32, 257, {}, 256),
+        (512, 32, 256, {"saves": True}, 128),  # The derivative has arrays of its own.
+        (512, 1, 512, {}, 512),  # One row counts as 16.
+        (512, 1, 513, {}, 256),
+        (10**6, 1, 0, {}, 10**6),  # Nothing is projected ahead.
+        (100, 10**6, 256, {}, 4),  # Not less than the derivative's.
+        (512, 32, 256, {"masked": True}, 64),  # Padding is skipped.
+        (100, 64, 256, {"masked": True}, 25),
+        (4 * 101, 64, 256, {"masked": True}, 4),
+    ],
+)
+def test_steps_of_forward(
+    length: int, rows: int, width: int, options: dict[str, bool], expected: int
+) -> None:
+    plan = chunks.Plan(CELLS["gru"].kernel, steps=4, large=False, reverse=False, unroll=1)
+    options = {"masked": False, "saves": False, **options}
+    assert chunks.steps_of_forward(plan, length, rows, width, **options) == expected
 
 
 def chunks_to_run(mask: Any, reverse: bool) -> Any:

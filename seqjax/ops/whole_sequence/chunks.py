@@ -8,8 +8,21 @@ from jax.custom_batching import custom_vmap
 
 from seqjax.ops.kernel import Kernel
 
-ROWS_PER_CHUNK = 1024
-"""Rows of inputs (steps times batch) that are multiplied at a time, about."""
+PROJECTED_AT_ONCE = 2**22
+"""Elements of the inputs' product that are formed at a time without a mask, at most.
+
+The more the faster, until a program's temporaries pass 32 MB: the operating system then gives them
+anew, page by page, at every call. With a derivative, which has arrays of its own, it is a quarter.
+"""
+
+ROWS_PER_SKIP = 2048
+"""Rows (steps times batch) of a chunk of the forward pass with a mask, about.
+
+What holds nothing but padding is left out chunk by chunk.
+"""
+
+STEPS_PER_SKIP = (2, 64)
+"""At least and at most about so many of its steps, whatever the rows."""
 
 ROWS_PER_GRADIENT = 256
 """Rows of a chunk of the derivative, about.
@@ -18,17 +31,13 @@ The gradient of a weight is one product a chunk. The more rows it sums, the larg
 error: at 256 rows it is PyTorch's, at 1024 two to four times that.
 """
 
+STEPS_PER_GRADIENT = (2, 32)
+"""At least and at most about so many of its steps: under `jax.vmap`, one row stands for many."""
+
 LARGE_WEIGHTS = 2**20
-"""Weights of more elements take `ROWS_PER_CHUNK` in the derivative, too.
-
-No cache holds their gradient, which is read and written once a chunk.
-"""
-
-STEPS_PER_CHUNK = (2, 32)
-"""At least and at most about so many steps, whatever the rows.
-
-One row's products could be longer, but under `jax.vmap` a row stands for many, and a chunk of
-padding is what is skipped.
+ROWS_PER_LARGE_GRADIENT = 1024
+"""The same for weights of more elements: no cache holds their gradient, which is read and written
+once a chunk.
 """
 
 
@@ -37,28 +46,49 @@ class Plan(NamedTuple):
 
     kernel: Kernel
     steps: int  # Steps a chunk of the derivative: a divisor of the number of steps.
-    forward_steps: int  # Of the forward pass: a divisor, too, and a multiple of `steps`.
+    large: bool  # Whether the weights are: `LARGE_WEIGHTS`.
     reverse: bool
     unroll: int
 
 
-def steps_per_chunk(length: int, rows: Any, weights: int) -> tuple[int, int]:
-    """Steps a chunk of the derivative, where possible a divisor of `length`, and of forward passes.
+def steps_of_derivative(length: int, rows: Any, large: bool) -> int:
+    """Steps a chunk of the derivative, where possible a divisor of `length`.
 
     Args:
       length: steps in all.
       rows: rows of the batch; may be symbolic.
-      weights: elements of the weights.
+      large: whether the weights are.
     """
-    rows_per_gradient = ROWS_PER_GRADIENT if weights <= LARGE_WEIGHTS else ROWS_PER_CHUNK
-    wanted = _steps(rows_per_gradient, rows)
-    steps = max(1, _nearest_divisor(length, wanted, default=wanted))
-    times = _nearest_divisor(length // steps, _steps(ROWS_PER_CHUNK, rows) // steps, default=1)
-    return steps, steps * max(1, times)
+    rows_per_chunk = ROWS_PER_LARGE_GRADIENT if large else ROWS_PER_GRADIENT
+    wanted = _steps(rows_per_chunk, STEPS_PER_GRADIENT, rows)
+    return max(1, _nearest_divisor(length, wanted, default=wanted))
 
 
-def _steps(rows_per_chunk: int, rows: Any) -> int:
-    fewest, most = STEPS_PER_CHUNK
+def steps_of_forward(
+    plan: Plan, length: int, rows: Any, width: int, *, masked: bool, saves: bool
+) -> int:
+    """Steps a chunk of the forward pass: a divisor of `length`.
+
+    Args:
+      plan: `plan.steps` is a divisor of `length`, too.
+      length: steps in all.
+      rows: rows of the batch; may be symbolic.
+      width: features of the inputs' product; 0 if it is not formed ahead of the step.
+      masked: whether chunks of padding are left out.
+      saves: whether the derivative's arrays are there as well.
+    """
+    if masked or not isinstance(rows, int):
+        wanted = _steps(ROWS_PER_SKIP, STEPS_PER_SKIP, rows)
+        return _nearest_divisor(length, wanted, default=plan.steps)
+    # One row may stand for many under `jax.vmap`.
+    elements_per_step = max(rows, 16) * width
+    most = PROJECTED_AT_ONCE // (4 if saves else 1)
+    divisors = [d for d in range(plan.steps, length + 1) if length % d == 0]
+    return max((d for d in divisors if d * elements_per_step <= most), default=plan.steps)
+
+
+def _steps(rows_per_chunk: int, steps: tuple[int, int], rows: Any) -> int:
+    fewest, most = steps
     wanted = rows_per_chunk // max(rows, 1) if isinstance(rows, int) else fewest
     return min(max(wanted, fewest), most)
 

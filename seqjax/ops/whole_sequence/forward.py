@@ -12,7 +12,7 @@ from seqjax.ops.kernel import Kernel, Saved, State, barrier
 from seqjax.ops.masking import where_valid, zero_padding
 from seqjax.ops.precision import cast_like, project, widen
 from seqjax.ops.sharding import vary_like
-from seqjax.ops.whole_sequence.chunks import Plan, chunks_to_run, merge, split
+from seqjax.ops.whole_sequence.chunks import Plan, chunks_to_run, merge, split, steps_of_forward
 
 
 class Residuals(NamedTuple):
@@ -56,16 +56,17 @@ def forward(
 
     Outputs are `hs` with zeros at padding.
     """
-    steps = plan.forward_steps
-    chunks = xs.shape[0] // steps
+    length, rows, features = xs.shape
+    ahead = save or plan.kernel.projects_ahead(rows, params.w_ih)
+    width = params.w_ih.shape[1] if ahead else 0
+    steps = steps_of_forward(plan, length, rows, width, masked=mask is not None, saves=save)
+    chunks = length // steps
     order: jax.Array | None = None
     count: jax.Array | int = chunks
     if mask is not None:
         mask = split(mask, steps)
         order, count = chunks_to_run(mask, plan.reverse)
-    rows = xs.shape[1]
-    ahead = save or plan.kernel.projects_ahead(rows, params.w_ih)
-    split_xs = xs.reshape(chunks, steps * rows, xs.shape[2])
+    split_xs = xs.reshape(chunks, steps * rows, features)
     bias = _bias_of_inputs(plan.kernel, params)
 
     def run_chunk(index: Any, loop: Any) -> Any:

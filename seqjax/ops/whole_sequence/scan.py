@@ -21,7 +21,7 @@ from seqjax.ops.kernel import Kernel, State
 from seqjax.ops.masking import zero_padding
 from seqjax.ops.precision import cast_like
 from seqjax.ops.sharding import vary_like
-from seqjax.ops.whole_sequence.chunks import Plan, steps_per_chunk
+from seqjax.ops.whole_sequence.chunks import LARGE_WEIGHTS, Plan, steps_of_derivative
 from seqjax.ops.whole_sequence.forward import forward, forward_and_save
 from seqjax.ops.whole_sequence.tangents import tangents_of_run
 
@@ -55,13 +55,14 @@ def scan(
     mask = None if mask is None else flat(1, mask)
     state, xs, mask = vary_like((state, xs, mask), (state, xs, mask, params))
 
-    steps, forward_steps = steps_per_chunk(length, rows, params.w_ih.size + params.w_hh.size)
+    large = params.w_ih.size + params.w_hh.size > LARGE_WEIGHTS
+    steps = steps_of_derivative(length, rows, large)
     whole = length - length % steps
-    pieces = [(0, whole, steps, forward_steps), (whole, length, length - whole, length - whole)]
+    pieces = [(0, whole, steps), (whole, length, length - whole)]
     pieces = [piece for piece in pieces if piece[0] < piece[1]]
     ys = [] if pieces else [jnp.zeros((0, *state.h.shape), state.h.dtype)]
-    for start, stop, steps, forward_steps in reversed(pieces) if reverse else pieces:
-        plan = Plan(kernel, steps, forward_steps, reverse, unroll)
+    for start, stop, steps in reversed(pieces) if reverse else pieces:
+        plan = Plan(kernel, steps, large, reverse, unroll)
         piece_mask = None if mask is None else mask[start:stop]
         state, piece_ys = _run(plan, params, state, xs[start:stop], piece_mask)
         ys.append(piece_ys)

@@ -39,10 +39,10 @@ def tangents_of_run(
     # Inside of jax.shard_map the sum over devices belongs after the loop, not into each step.
     like = (xs, mask, residuals)
     params, d_params, d_state = vary_like((params, d_params, d_state), like)
-    # Transposed for the backward loop once, and not at every step of it.
-    w_hh = barrier(params.w_hh.T)
+    # Transposed for the backward loop once, and not at every step of it: where it is small.
+    w_hh = params.w_hh.T if plan.large else barrier(params.w_hh.T)
     w_hr = projection(params)
-    d_weights = _weights(kernel, d_params) if weights_move else None
+    d_weights = _weights(plan, d_params) if weights_move else None
 
     # Recomputed in the backward pass, chunk by chunk and step by step: what is kept between the
     # passes are the residuals alone, and not every factor of the derivative.
@@ -67,7 +67,7 @@ def tangents_of_run(
         factors = kernel.factors(chunk.saved, before, widen(chunk.hs))
         values = None
         if d_weights is not None:
-            values = _values(kernel, params, widen(zero_padding(valid, x)), before, chunk.saved)
+            values = _values(plan, params, widen(zero_padding(valid, x)), before, chunk.saved)
 
         def run(d_state: State) -> Any:
             products = _tangents_of_products(kernel, params, d_weights, values, d_x, x.shape[:2])
@@ -86,29 +86,31 @@ def tangents_of_run(
     return d_state, merge(d_hs)
 
 
-class _Stacked(NamedTuple):
-    """What is multiplied for the weights' gradients, `values.T` below each other, or the weights.
+class _Factors(NamedTuple):
+    """Of the products that the weights are in: the weights, or what they multiply, transposed.
 
-    The rows of `with_h` are the states' and, unless the cell needs `from_x` and `from_h` apart, the
-    inputs' above them; those of `with_x` are the inputs'. The last are the biases', with ones.
+    Small weights are put below each other, biases too, which multiply ones: few gradients to sum,
+    and few products. Of large ones, each is by itself, so that their gradients need not be cut.
     """
 
-    with_x: jax.Array | None
-    with_h: jax.Array | None
-    with_m: jax.Array | None  # The projection's.
+    with_x: list[jax.Array]
+    with_h: list[jax.Array]  # Unless the cell needs `from_x` and `from_h` apart, the inputs', too.
+    with_m: list[jax.Array]  # The projection's.
 
 
-def _weights(kernel: Kernel, params: Any) -> _Stacked:
-    """Put together before the loop, which then sums few gradients."""
+def _weights(plan: Plan, params: Any) -> _Factors:
+    """Put together before the loop."""
     w_ih, w_hh, b_ih, b_hh = params.w_ih, params.w_hh, params.b_ih, params.b_hh
     w_hr = projection(params)
-    if kernel.separate:
-        return _Stacked(_below(w_ih, b_ih), _below(w_hh, b_hh), w_hr)
-    return _Stacked(None, _below(w_ih, w_hh, None if b_ih is None else b_ih + b_hh), w_hr)
+    with_m = [] if w_hr is None else [w_hr]
+    if plan.kernel.separate:
+        return _Factors(_put_together(plan, w_ih, b_ih), _put_together(plan, w_hh, b_hh), with_m)
+    bias = None if b_ih is None else b_ih + b_hh
+    return _Factors([], _put_together(plan, w_ih, w_hh, bias), with_m)
 
 
-def _values(kernel: Kernel, params: Any, x: jax.Array, before: State, saved: Saved) -> _Stacked:
-    """Of a chunk. A weight's gradient is `values.T @ gradient`.
+def _values(plan: Plan, params: Any, x: jax.Array, before: State, saved: Saved) -> _Factors:
+    """Of a chunk. A weight's gradient is `values @ gradient`.
 
     XLA's product is fastest with the transpose written out, and writes least if the parts are
     transposed before they are put together. The barriers make it do so.
@@ -120,21 +122,22 @@ def _values(kernel: Kernel, params: Any, x: jax.Array, before: State, saved: Sav
 
     x, h = transposed(x), transposed(before.h)
     ones = None if params.b_ih is None else jnp.ones(x.shape[1], x.dtype)
-    m = None if projection(params) is None else transposed(kernel.hidden(saved, before))
-    if kernel.separate:
-        return _Stacked(barrier(_below(x, ones)), barrier(_below(h, ones)), m)
-    return _Stacked(None, barrier(_below(x, h, ones)), m)
+    m = [] if projection(params) is None else [transposed(plan.kernel.hidden(saved, before))]
+    if plan.kernel.separate:
+        return _Factors(_put_together(plan, x, ones), _put_together(plan, h, ones), m)
+    return _Factors([], _put_together(plan, x, h, ones), m)
 
 
-def _below(*parts: jax.Array | None) -> jax.Array:
-    return jnp.concatenate([jnp.atleast_2d(part) for part in parts if part is not None])
+def _put_together(plan: Plan, *parts: jax.Array | None) -> list[jax.Array]:
+    rows = [jnp.atleast_2d(part) for part in parts if part is not None]
+    return rows if plan.large else [barrier(jnp.concatenate(rows))]
 
 
 def _tangents_of_products(
     kernel: Kernel,
     params: Any,
-    d_weights: _Stacked | None,
-    values: _Stacked | None,
+    d_weights: _Factors | None,
+    values: _Factors | None,
     d_x: jax.Array | None,
     shape: tuple[int, int],
 ) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None]:
@@ -142,21 +145,20 @@ def _tangents_of_products(
 
     Where the cell adds up the first two, the second is of their sum.
     """
-    d_from_x = None if d_x is None else d_x @ params.w_ih
-    if d_weights is None:
-        products = _Stacked(None, None, None)
-    else:
+    with_x, with_h, with_m = _Factors([], [], [])
+    if d_weights is not None:
 
         def multiply(values: jax.Array, weights: jax.Array) -> jax.Array:
             return _dot(values, weights, 0, 0).reshape(*shape, weights.shape[-1])
 
-        products = jax.tree.map(multiply, values, d_weights)
+        with_x, with_h, with_m = jax.tree.map(multiply, values, d_weights)
+    from_x = [] if d_x is None else [d_x @ params.w_ih]
     if not kernel.separate:
-        return None, _sum(products.with_h, d_from_x), products.with_m
-    d_from_x = _sum(products.with_x, d_from_x)
+        return None, _sum(*with_h, *from_x), _sum(*with_m)
+    d_from_x = _sum(*with_x, *from_x)
     if d_from_x is None:
         d_from_x = jnp.zeros((*shape, params.w_ih.shape[1]), params.w_ih.dtype)
-    return d_from_x, products.with_h, products.with_m
+    return d_from_x, _sum(*with_h), _sum(*with_m)
 
 
 def _dot(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
