@@ -89,21 +89,25 @@ def test_large_weights_equal_the_plain_scan(
 
 
 @pytest.mark.parametrize(
-    ("length", "rows", "large", "expected"),
+    ("length", "rows", "options", "expected"),
     [
-        (28, 32, False, 7),  # 8 steps would be 256 rows: the nearest divisor.
-        (512, 32, False, 8),
-        (512, 32, True, 32),  # Gradients of large weights are summed in longer products.
-        (101, 64, False, 4),  # No divisor: the step that is left over comes by itself.
-        (1000, 1, False, 40),  # Not many more than 32 steps.
-        (50, 256, False, 2),
-        (7, 5000, False, 1),
-        (5, 0, False, 5),
-        (0, 3, False, 1),
+        (28, 32, {}, 7),  # 8 steps would be 256 rows: the nearest divisor.
+        (512, 32, {}, 8),
+        (512, 32, {"large": True}, 32),  # Gradients of large weights are summed in longer products.
+        (101, 64, {}, 4),  # No divisor: the step that is left over comes by itself.
+        (1000, 1, {}, 125),  # Not many more than 128 steps.
+        (1000, 1, {"masked": True}, 40),  # Nor than 32, where padding is skipped.
+        (50, 256, {}, 2),
+        (7, 5000, {}, 1),
+        (5, 0, {}, 5),
+        (0, 3, {}, 1),
     ],
 )
-def test_steps_of_derivative(length: int, rows: int, large: bool, expected: int) -> None:
-    assert chunks.steps_of_derivative(length, rows, large) == expected
+def test_steps_of_derivative(
+    length: int, rows: int, options: dict[str, bool], expected: int
+) -> None:
+    options = {"large": False, "masked": False, **options}
+    assert chunks.steps_of_derivative(length, rows, **options) == expected
 
 
 @pytest.mark.parametrize(

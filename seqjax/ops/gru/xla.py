@@ -31,16 +31,15 @@ class GRUKernel(Kernel):
         r, z = jnp.split(rz, 2, axis=-1)
         n = jnp.tanh(x_n + r * h_n)
         h = widen(state.h)
-        return n + z * (h - n), None, (tanhs, n)
+        return n + z * (h - n), None, (*jnp.split(tanhs, 3, axis=-1), n)
 
     def projects_ahead(self, rows: Any, w_ih: jax.Array) -> bool:
         # One row's fusion is slow where it reads what was projected ahead at an index of the loop.
         return rows != 1 or w_ih.size > 2**15
 
     def factors(self, saved: Saved, before: State, h: jax.Array) -> Factors:
-        tanhs, n = saved
-        rz, h_n = _gates(tanhs)
-        r, z = jnp.split(rz, 2, axis=-1)
+        r, z, h_n, n = saved
+        r, z = 0.5 + 0.5 * r, 0.5 + 0.5 * z
         from_n = (1 - z) * (1 - n * n)
         return (
             from_n * h_n * r * (1 - r),

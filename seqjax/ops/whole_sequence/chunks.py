@@ -31,8 +31,11 @@ The gradient of a weight is one product a chunk. The more rows it sums, the larg
 error: at 256 rows it is PyTorch's, at 1024 two to four times that.
 """
 
-STEPS_PER_GRADIENT = (2, 32)
+STEPS_PER_GRADIENT = (2, 128)
 """At least and at most about so many of its steps: under `jax.vmap`, one row stands for many."""
+
+STEPS_PER_MASKED_GRADIENT = (2, 32)
+"""The same where padding is left out, chunk by chunk."""
 
 LARGE_WEIGHTS = 2**20
 ROWS_PER_LARGE_GRADIENT = 1024
@@ -51,16 +54,18 @@ class Plan(NamedTuple):
     unroll: int
 
 
-def steps_of_derivative(length: int, rows: Any, large: bool) -> int:
+def steps_of_derivative(length: int, rows: Any, *, large: bool, masked: bool) -> int:
     """Steps a chunk of the derivative, where possible a divisor of `length`.
 
     Args:
       length: steps in all.
       rows: rows of the batch; may be symbolic.
       large: whether the weights are.
+      masked: whether chunks of padding are left out.
     """
     rows_per_chunk = ROWS_PER_LARGE_GRADIENT if large else ROWS_PER_GRADIENT
-    wanted = _steps(rows_per_chunk, STEPS_PER_GRADIENT, rows)
+    steps = STEPS_PER_MASKED_GRADIENT if masked else STEPS_PER_GRADIENT
+    wanted = _steps(rows_per_chunk, steps, rows)
     return max(1, _nearest_divisor(length, wanted, default=wanted))
 
 

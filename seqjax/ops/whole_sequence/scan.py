@@ -56,7 +56,7 @@ def scan(
     state, xs, mask = vary_like((state, xs, mask), (state, xs, mask, params))
 
     large = params.w_ih.size + params.w_hh.size > LARGE_WEIGHTS
-    steps = steps_of_derivative(length, rows, large)
+    steps = steps_of_derivative(length, rows, large=large, masked=mask is not None)
     whole = length - length % steps
     pieces = [(0, whole, steps), (whole, length, length - whole)]
     pieces = [piece for piece in pieces if piece[0] < piece[1]]
