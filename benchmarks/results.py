@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 BASELINE = "seqjax"
 FLOOR = "floor"
-"""Products and tanhs alone: what seqjax could reach at best."""
+"""What no program can do without: what seqjax could reach at best."""
 FLAX = ("flax-linen", "flax-nnx")
 """Together they are "flax": in each case, whichever is better."""
 Results = dict[str, Any]

@@ -281,8 +281,8 @@ MISTAKES = {
     ),
     "padded inputs not zeroed for a layer of one's own": Mistake(
         "seqjax/cells/base.py",
-        "if not layer.zeroes_padding",
-        "if False",
+        "if not vars(owner)",
+        "if False and vars(owner)",
         "recurrence",
         "TestLayersOfOnesOwn and test_layer",
     ),

@@ -264,6 +264,13 @@ class Cumulative(seqjax.Layer):
         return carry + xs.sum(axis=0), ys
 
 
+class CumulativeCell(LeakyMean):
+    """A cell of one's own with a `run` of its own."""
+
+    initial_carry = Cumulative.initial_carry  # type: ignore[assignment]
+    run = Cumulative.run  # type: ignore[assignment]
+
+
 class TestLayersOfOnesOwn:
     def test_cell(self) -> None:
         cell = LeakyMean(3)
@@ -276,8 +283,8 @@ class TestLayersOfOnesOwn:
             np.testing.assert_allclose(y, np.where(valid[:, None], new, 0), atol=1e-6)
         np.testing.assert_allclose(carry["mean"], mean, atol=1e-6)
 
-    def test_layer(self) -> None:
-        layer = Cumulative(3)
+    @pytest.mark.parametrize("layer", [Cumulative(3), CumulativeCell(3)])
+    def test_layer(self, layer: seqjax.Layer) -> None:
         xs = np.random.default_rng(0).standard_normal((6, 6, 3)).astype(np.float32)
         xs[~contract.MASK] = np.nan  # scan zeroes it before the layer sees it.
         _, ys = seqjax.scan(layer, (), xs, mask=contract.MASK)

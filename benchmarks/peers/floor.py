@@ -1,7 +1,8 @@
-"""No library: the matrix products and the tanhs of a case by XLA, and nothing else.
+"""No library: what a case cannot do without, by XLA, and nothing else.
 
-Nothing that multiplies in JAX is faster, so this is the floor under every peer that does. A sigmoid
-counts as a tanh, which it is made of.
+That is the matrix products and the tanhs, and in training that the tanhs are kept for the backward
+pass. Nothing that multiplies in JAX is faster, so this is the floor under every peer that does. A
+sigmoid counts as a tanh, which it is made of.
 """
 
 import functools
@@ -62,11 +63,15 @@ def _operands(case: Case, weights: Any, xs: jax.Array) -> dict[str, Any]:
 def _forward(case: Case, cells: list[dict[str, Any]]) -> list[jax.Array]:
     results = []
     for cell in cells:
-        flat = cell["xs"].reshape(-1, cell["xs"].shape[-1])
-        results.append(barrier(flat @ cell["weights"].w_ih)[-1])
+        results.append(_product_of_inputs(cell))
         tanhs = functools.partial(_tanhs, case)
         results += _each_step(cell["hs"], cell["weights"].w_hh, tanhs)
     return results
+
+
+def _product_of_inputs(cell: dict[str, Any]) -> jax.Array:
+    flat = cell["xs"].reshape(-1, cell["xs"].shape[-1])
+    return barrier(flat @ cell["weights"].w_ih)[-1]
 
 
 def _tanhs(case: Case, gates: jax.Array) -> tuple[jax.Array, ...]:
@@ -78,10 +83,17 @@ def _tanhs(case: Case, gates: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def _train(case: Case, cells: list[dict[str, Any]]) -> list[jax.Array]:
-    results = _forward(case, cells)
+    results = []
     for cell in cells:
+        results.append(_product_of_inputs(cell))
+        w_hh = cell["weights"].w_hh
+
+        def step(_: None, h: jax.Array, w_hh: jax.Array = w_hh) -> tuple[None, Any]:
+            return None, _tanhs(case, barrier(h @ w_hh))
+
+        _, (kept, *_) = lax.scan(step, None, cell["hs"])
+        results.append(_each_step(kept, barrier(w_hh.T)))
         gates = cell["gates"].reshape(-1, cell["gates"].shape[-1])
-        results.append(_each_step(cell["gates"], barrier(cell["weights"].w_hh.T)))
         for operand in ("xs", "hs"):
             flat = cell[operand].reshape(len(gates), -1)
             results.append(barrier(flat.T) @ gates)

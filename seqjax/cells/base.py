@@ -42,7 +42,10 @@ class Layer(abc.ABC):
     """Number of features of one input `x`."""
 
     zeroes_padding: ClassVar[bool] = False
-    """Whether `run` takes inputs at padding for zeros by itself; else `run_layer` makes them so."""
+    """Whether `run` takes inputs at padding for zeros by itself; else `run_layer` makes them so.
+
+    It is said beside `run`: a derived class with another `run` says it again.
+    """
 
     @property
     @abc.abstractmethod
@@ -171,7 +174,8 @@ def run_layer(
     layer: Layer, params: Params, carry: Carry, xs: jax.Array, *, mask: Any, **options: Any
 ) -> tuple[Carry, jax.Array]:
     """`layer.run`, to which no input at padding is anything but zero."""
-    if not layer.zeroes_padding:
+    owner = next(cls for cls in type(layer).__mro__ if "run" in vars(cls))
+    if not vars(owner).get("zeroes_padding", False):
         xs = zero_padding(mask, xs)
     return layer.run(params, carry, xs, mask=mask, **options)
 

@@ -1,6 +1,7 @@
 """The forward pass, with or without what the derivative needs."""
 
 import functools
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -85,7 +86,7 @@ def forward(
             from_x = lax.dynamic_slice_in_dim(
                 from_xs, step * rows, rows, allow_negative_indices=False
             )
-            from_x = _plus(from_x if ahead else project(from_x, params.w_ih), bias)
+            from_x = total(from_x if ahead else project(from_x, params.w_ih), bias)
             new_state, saved = _step(plan.kernel, params, state, from_x, valid_step)
             h = new_state.h if save else zero_padding(valid_step, new_state.h)
             values = Residuals(state, h, saved) if save else Residuals(None, h, None)
@@ -116,7 +117,7 @@ def _save_plainly(
         new_state, saved = _step(plan.kernel, step_params, state, from_x, valid)
         return new_state, Residuals(state, new_state.h, saved)
 
-    from_xs = _plus(_product(zero_padding(mask, xs), params.w_ih), bias)
+    from_xs = total(_product(zero_padding(mask, xs), params.w_ih), bias)
     return lax.scan(body, state, (from_xs, mask), reverse=plan.reverse)
 
 
@@ -135,8 +136,10 @@ def _bias_of_inputs(kernel: Kernel, params: Any) -> jax.Array | None:
     return bias if kernel.separate else bias + widen(params.b_hh)
 
 
-def _plus(product: jax.Array, bias: jax.Array | None) -> jax.Array:
-    return product if bias is None else product + bias
+def total(*terms: jax.Array | None) -> Any:
+    """Of what is there; None of nothing."""
+    there = [term for term in terms if term is not None]
+    return functools.reduce(operator.add, there) if there else None
 
 
 def _step(

@@ -1,7 +1,6 @@
 """The derivative: a recurrence that is linear in the tangents, over the gates that were saved."""
 
 import functools
-import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,7 @@ from seqjax.ops.masking import where_valid, zero_padding
 from seqjax.ops.precision import widen
 from seqjax.ops.sharding import vary_like
 from seqjax.ops.whole_sequence.chunks import Plan, active_chunks, merge, split
-from seqjax.ops.whole_sequence.forward import Residuals, projection
+from seqjax.ops.whole_sequence.forward import Residuals, projection, total
 
 
 def tangents_of_run(
@@ -51,9 +50,9 @@ def tangents_of_run(
     @remat
     def run_step(d_state: State, inputs: Any) -> Any:
         factors, d_from_x, d_from_h, d_h, valid = inputs
-        d_from_h = _sum(_dot(d_state.h, w_hh, 1, 1), d_from_h)
+        d_from_h = total(_dot(d_state.h, w_hh, 1, 1), d_from_h)
         d_m, d_c = kernel.tangent(factors, d_from_x, d_from_h, d_state)
-        d_new = State(d_m if w_hr is None else _sum(d_m @ w_hr, d_h), d_c)
+        d_new = State(d_m if w_hr is None else total(d_m @ w_hr, d_h), d_c)
         if valid is not None:
             d_new = where_valid(valid, d_new, d_state)
         return d_new, zero_padding(valid, d_new.h)
@@ -154,21 +153,15 @@ def _tangents_of_products(
         with_x, with_h, with_m = jax.tree.map(multiply, values, d_weights)
     from_x = [] if d_x is None else [d_x @ params.w_ih]
     if not kernel.separate:
-        return None, _sum(*with_h, *from_x), _sum(*with_m)
-    d_from_x = _sum(*with_x, *from_x)
+        return None, total(*with_h, *from_x), total(*with_m)
+    d_from_x = total(*with_x, *from_x)
     if d_from_x is None:
         d_from_x = jnp.zeros((*shape, params.w_ih.shape[1]), params.w_ih.dtype)
-    return d_from_x, _sum(*with_h), _sum(*with_m)
+    return d_from_x, total(*with_h), total(*with_m)
 
 
 def _dot(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
     return lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((), ())))
-
-
-def _sum(*terms: jax.Array | None) -> Any:
-    """Of what is there; None of nothing."""
-    there = [term for term in terms if term is not None]
-    return functools.reduce(operator.add, there) if there else None
 
 
 def _instantiate(tangent: Any) -> jax.Array:
