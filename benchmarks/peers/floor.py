@@ -91,8 +91,9 @@ def _train(case: Case, cells: list[dict[str, Any]]) -> list[jax.Array]:
         def step(_: None, h: jax.Array, w_hh: jax.Array = w_hh) -> tuple[None, Any]:
             return None, _tanhs(case, barrier(h @ w_hh))
 
-        _, (kept, *_) = lax.scan(step, None, cell["hs"])
-        results.append(_each_step(kept, barrier(w_hh.T)))
+        _, kept = lax.scan(step, None, cell["hs"])
+        results += [tanhs[-1] for tanhs in kept]
+        results.append(_each_step(kept[0], barrier(w_hh.T)))
         gates = cell["gates"].reshape(-1, cell["gates"].shape[-1])
         for operand in ("xs", "hs"):
             flat = cell[operand].reshape(len(gates), -1)
