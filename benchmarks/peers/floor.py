@@ -98,6 +98,8 @@ def _train(case: Case, cells: list[dict[str, Any]]) -> list[jax.Array]:
         for operand in ("xs", "hs"):
             flat = cell[operand].reshape(len(gates), -1)
             results.append(barrier(flat.T) @ gates)
+        if cell["xs"].shape[-1] != case.input_size:  # A layer below needs its inputs' gradient.
+            results.append(barrier(gates @ cell["weights"].w_ih.T)[-1])
     return results
 
 
