@@ -22,7 +22,7 @@ What holds nothing but padding is left out chunk by chunk.
 """
 
 STEPS_PER_SKIP = (2, 64)
-"""At least and at most about so many of its steps, whatever the rows."""
+"""At least and at most about so many steps of a chunk with a mask, whatever the rows."""
 
 ROWS_PER_GRADIENT = 256
 """Rows of a chunk of the derivative, about.
@@ -32,10 +32,10 @@ error: at 256 rows it is PyTorch's, at 1024 two to four times that.
 """
 
 STEPS_PER_GRADIENT = (2, 128)
-"""At least and at most about so many of its steps: under `jax.vmap`, one row stands for many."""
+"""At least and at most about so many of its steps without a mask, whatever the rows.
 
-STEPS_PER_MASKED_GRADIENT = (2, 32)
-"""The same where padding is left out, chunk by chunk."""
+Under `jax.vmap`, one row stands for many.
+"""
 
 LARGE_WEIGHTS = 2**20
 ROWS_PER_LARGE_GRADIENT = 1024
@@ -64,7 +64,7 @@ def steps_of_derivative(length: int, rows: Any, *, large: bool, masked: bool) ->
       masked: whether chunks of padding are left out.
     """
     rows_per_chunk = ROWS_PER_LARGE_GRADIENT if large else ROWS_PER_GRADIENT
-    steps = STEPS_PER_MASKED_GRADIENT if masked else STEPS_PER_GRADIENT
+    steps = STEPS_PER_SKIP if masked else STEPS_PER_GRADIENT
     wanted = _steps(rows_per_chunk, steps, rows)
     return max(1, _nearest_divisor(length, wanted, default=wanted))
 
