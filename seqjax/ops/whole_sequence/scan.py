@@ -1,7 +1,8 @@
 """`implementation="xla"`: a whole sequence at once, in the operations that XLA makes fast.
 
-Forward, the inputs' products are formed for a chunk of steps at a time, which stays in the cache,
-and the loop over a chunk's steps is left with one product and the cell's elementwise part.
+Forward, the inputs' products are formed for all steps at once, or for a chunk of them where they
+are many or padding is left out, and the loop over steps is left with one product and the cell's
+elementwise part.
 
 The derivative is written down as what it is, a recurrence that is linear in the tangents, over the
 gates that the forward pass saved. JAX runs it as it stands for forward mode and transposes it for

@@ -85,8 +85,8 @@ def tangents_of_run(
     return d_state, merge(d_hs)
 
 
-class _Factors(NamedTuple):
-    """Of the products that the weights are in: the weights, or what they multiply, transposed.
+class _Operands(NamedTuple):
+    """Of the products with weights: the weights, or what they multiply, transposed.
 
     Small weights are put below each other, biases too, which multiply ones: few gradients to sum,
     and few products. Of large ones, each is by itself, so that their gradients need not be cut.
@@ -97,18 +97,18 @@ class _Factors(NamedTuple):
     with_m: list[jax.Array]  # The projection's.
 
 
-def _weights(plan: Plan, params: Any) -> _Factors:
+def _weights(plan: Plan, params: Any) -> _Operands:
     """Put together before the loop."""
     w_ih, w_hh, b_ih, b_hh = params.w_ih, params.w_hh, params.b_ih, params.b_hh
     w_hr = projection(params)
     with_m = [] if w_hr is None else [w_hr]
     if plan.kernel.separate:
-        return _Factors(_put_together(plan, w_ih, b_ih), _put_together(plan, w_hh, b_hh), with_m)
+        return _Operands(_put_together(plan, w_ih, b_ih), _put_together(plan, w_hh, b_hh), with_m)
     bias = None if b_ih is None else b_ih + b_hh
-    return _Factors([], _put_together(plan, w_ih, w_hh, bias), with_m)
+    return _Operands([], _put_together(plan, w_ih, w_hh, bias), with_m)
 
 
-def _values(plan: Plan, params: Any, x: jax.Array, before: State, saved: Saved) -> _Factors:
+def _values(plan: Plan, params: Any, x: jax.Array, before: State, saved: Saved) -> _Operands:
     """Of a chunk. A weight's gradient is `values @ gradient`.
 
     XLA's product is fastest with the transpose written out, and writes least if the parts are
@@ -123,8 +123,8 @@ def _values(plan: Plan, params: Any, x: jax.Array, before: State, saved: Saved) 
     ones = None if params.b_ih is None else jnp.ones(x.shape[1], x.dtype)
     m = [] if projection(params) is None else [transposed(plan.kernel.hidden(saved, before))]
     if plan.kernel.separate:
-        return _Factors(_put_together(plan, x, ones), _put_together(plan, h, ones), m)
-    return _Factors([], _put_together(plan, x, h, ones), m)
+        return _Operands(_put_together(plan, x, ones), _put_together(plan, h, ones), m)
+    return _Operands([], _put_together(plan, x, h, ones), m)
 
 
 def _put_together(plan: Plan, *parts: jax.Array | None) -> list[jax.Array]:
@@ -135,8 +135,8 @@ def _put_together(plan: Plan, *parts: jax.Array | None) -> list[jax.Array]:
 def _tangents_of_products(
     kernel: Kernel,
     params: Any,
-    d_weights: _Factors | None,
-    values: _Factors | None,
+    d_weights: _Operands | None,
+    values: _Operands | None,
     d_x: jax.Array | None,
     shape: tuple[int, int],
 ) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None]:
@@ -144,7 +144,7 @@ def _tangents_of_products(
 
     Where the cell adds up the first two, the second is of their sum.
     """
-    with_x, with_h, with_m = _Factors([], [], [])
+    with_x, with_h, with_m = _Operands([], [], [])
     if d_weights is not None:
 
         def multiply(values: jax.Array, weights: jax.Array) -> jax.Array:
