@@ -83,23 +83,20 @@ def _tanhs(case: Case, gates: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def _train(case: Case, cells: list[dict[str, Any]]) -> list[jax.Array]:
-    results = []
-    for cell in cells:
-        results.append(_product_of_inputs(cell))
-        w_hh = cell["weights"].w_hh
+    return [result for cell in cells for result in _train_cell(case, cell)]
 
-        def step(_: None, h: jax.Array, w_hh: jax.Array = w_hh) -> tuple[None, Any]:
-            return None, _tanhs(case, barrier(h @ w_hh))
 
-        _, kept = lax.scan(step, None, cell["hs"])
-        results += [tanhs[-1] for tanhs in kept]
-        results.append(_each_step(kept[0], barrier(w_hh.T)))
-        gates = cell["gates"].reshape(-1, cell["gates"].shape[-1])
-        for operand in ("xs", "hs"):
-            flat = cell[operand].reshape(len(gates), -1)
-            results.append(barrier(flat.T) @ gates)
-        if cell["xs"].shape[-1] != case.input_size:  # A layer below needs its inputs' gradient.
-            results.append(barrier(gates @ cell["weights"].w_ih.T)[-1])
+def _train_cell(case: Case, cell: dict[str, Any]) -> list[jax.Array]:
+    w_ih, w_hh, *_ = cell["weights"]
+    kept = lax.map(lambda h: _tanhs(case, barrier(h @ w_hh)), cell["hs"])
+    results = [_product_of_inputs(cell), *[tanhs[-1] for tanhs in kept]]
+    results.append(_each_step(kept[0], barrier(w_hh.T)))
+    gates = cell["gates"].reshape(-1, cell["gates"].shape[-1])
+    for operand in ("xs", "hs"):
+        flat = cell[operand].reshape(len(gates), -1)
+        results.append(barrier(flat.T) @ gates)
+    if cell["xs"].shape[-1] != case.input_size:  # A layer below needs its inputs' gradient.
+        results.append(barrier(gates @ w_ih.T)[-1])
     return results
 
 

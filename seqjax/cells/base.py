@@ -152,7 +152,7 @@ class Cell(Layer):
 
     def _kernel_of_step(self) -> Kernel | None:
         """The kernel, unless a derived class has a step of its own and no kernel beside it."""
-        owner = next(cls for cls in type(self).__mro__ if {"step", "kernel"} & vars(cls).keys())
+        owner = _owner(self, "step", "kernel")
         return self.kernel if "kernel" in vars(owner) else None
 
     def _scan(
@@ -174,10 +174,15 @@ def run_layer(
     layer: Layer, params: Params, carry: Carry, xs: jax.Array, *, mask: Any, **options: Any
 ) -> tuple[Carry, jax.Array]:
     """`layer.run`, to which no input at padding is anything but zero."""
-    owner = next(cls for cls in type(layer).__mro__ if "run" in vars(cls))
+    owner = _owner(layer, "run")
     if not vars(owner).get("zeroes_padding", False):
         xs = zero_padding(mask, xs)
     return layer.run(params, carry, xs, mask=mask, **options)
+
+
+def _owner(layer: Layer, *names: str) -> type:
+    """The class that gives a layer any of these attributes, whichever is the most derived."""
+    return next(cls for cls in type(layer).__mro__ if {*names} & vars(cls).keys())
 
 
 def exportable(cls: type[NamedTupleType]) -> type[NamedTupleType]:

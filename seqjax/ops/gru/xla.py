@@ -26,9 +26,9 @@ class GRUKernel(Kernel):
         # is faster.
         tanh_rz = jnp.tanh(0.5 * (x_rz + h_rz))
         tanhs = jnp.concatenate([tanh_rz, h_n], axis=-1)
-        one_row = from_h.shape[0] == 1
-        rz, h_n = (0.5 + 0.5 * tanh_rz, h_n) if one_row else _gates(barrier(tanhs))
-        r, z = jnp.split(rz, 2, axis=-1)
+        if from_h.shape[0] != 1:
+            tanh_rz, h_n = _split(barrier(tanhs))
+        r, z = jnp.split(0.5 + 0.5 * tanh_rz, 2, axis=-1)
         n = jnp.tanh(x_n + r * h_n)
         h = widen(state.h)
         return n + z * (h - n), None, (*jnp.split(tanhs, 3, axis=-1), n)
@@ -59,13 +59,8 @@ class GRUKernel(Kernel):
         return d_gates + by_x_n * d_x_n + by_h_n * d_h_n + z * d.h, None
 
 
-def _gates(tanhs: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """r and z side by side, and h_n."""
-    tanh_rz, h_n = _split(tanhs)
-    return 0.5 + 0.5 * tanh_rz, h_n
-
-
 def _split(gates: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """r and z side by side, and n."""
     # Transposed, a split is a concatenation, where two slices would be padded and added.
     rz, n = jnp.split(gates, [2 * (gates.shape[-1] // 3)], axis=-1)
     return rz, n

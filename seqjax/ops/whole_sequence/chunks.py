@@ -38,10 +38,10 @@ Under `jax.vmap`, one row stands for many.
 """
 
 LARGE_WEIGHTS = 2**20
+"""Weights of more elements are large: no cache holds them or their gradient."""
+
 ROWS_PER_LARGE_GRADIENT = 1024
-"""The same for weights of more elements: no cache holds their gradient, which is read and written
-once a chunk.
-"""
+"""`ROWS_PER_GRADIENT` of large weights, whose gradient is read and written once a chunk."""
 
 
 class Plan(NamedTuple):

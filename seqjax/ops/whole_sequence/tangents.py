@@ -38,7 +38,8 @@ def tangents_of_run(
     # Inside of jax.shard_map the sum over devices belongs after the loop, not into each step.
     like = (xs, mask, residuals)
     params, d_params, d_state = vary_like((params, d_params, d_state), like)
-    # Transposed for the backward loop once, and not at every step of it: where it is small.
+    # Transposed for the backward loop once, and not at every step of it. Large weights are not:
+    # the copy takes longer than what it saves.
     w_hh = params.w_hh.T if plan.large else barrier(params.w_hh.T)
     w_hr = projection(params)
     d_weights = _weights(plan, d_params) if weights_move else None
