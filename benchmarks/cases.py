@@ -102,6 +102,7 @@ GROUPS: dict[str, Callable[[str], list[Case]]] = {
     "ragged": lambda cell: _sequences("ragged", cell, RAGGED_SHAPES, ragged=True),
     "full_lengths": lambda cell: _sequences("full_lengths", cell, VARIANT_SHAPES),
     "vmap": lambda cell: _sequences("vmap", cell, VARIANT_SHAPES),
+    "devices": lambda cell: _sequences("devices", cell, LAYER_SHAPES),
     "decode_step": lambda cell: [
         Case("decode_step", cell, "step", 1, 100, size, size) for size in (128, 256, 512)
     ],

@@ -18,6 +18,8 @@ FLOOR = "floor"
 """What no program can do without: what seqjax could reach at best."""
 FLAX = ("flax-linen", "flax-nnx")
 """Together they are "flax": in each case, whichever is better."""
+DEVICES = "devices"
+"""The group, and in it the suffix, of peers whose rows are spread over a device for each core."""
 Results = dict[str, Any]
 
 
@@ -69,17 +71,25 @@ def ratio(case: dict[str, Any], peer: str, measure: str = "time") -> float | Non
     Args:
       case: an entry of `results["cases"]`.
       peer: its name; "flax" is the better of linen and nnx.
-      measure: "time", "first_call", "memory" or "error".
+      measure: "time", "first_call", "memory" or "error". In the group "devices", time is that of
+        one device or of several, whichever is less, on both sides.
     """
     if peer == "flax":
         ratios = [ratio(case, name, measure) for name in FLAX]
         return min((value for value in ratios if value is not None), default=None)
     if measure == "time":
-        times = time_ratio(case, peer)
-        return None if times is None else times.median
+        best, ours = _least_time(case, peer), _least_time(case, BASELINE)
+        return best / ours if best and ours else None
     theirs, ours = (case["peers"].get(name, {}).get(measure) for name in (peer, BASELINE))
     numbers = isinstance(theirs, int | float) and isinstance(ours, int | float)
     return theirs / ours if numbers and theirs and ours else None
+
+
+def _least_time(case: dict[str, Any], peer: str) -> float | None:
+    """A peer's time by seqjax's on one device; None unless both were timed."""
+    names = (peer, f"{peer}-{DEVICES}") if case["group"] == DEVICES else (peer,)
+    times = (time_ratio(case, name) for name in names)
+    return min((ratio.median for ratio in times if ratio), default=None)
 
 
 def ratio_at_floor(case: dict[str, Any], peer: str) -> float | None:

@@ -62,8 +62,9 @@ def _targets() -> list[Target]:
         "flax": {"LSTM": (1.2, 1.5), "GRU": (1.3, 1.5), "RNN": (1.2, 1.4)},
     }.items():
         for cell, (forward, train) in bounds.items():
-            targets.append(Target("layer", cell, "forward", peer, forward))
-            targets.append(Target("layer", cell, "train", peer, train))
+            for group in ("layer", "devices"):
+                targets.append(Target(group, cell, "forward", peer, forward))
+                targets.append(Target(group, cell, "train", peer, train))
     targets += [
         Target("layer", None, None, "torch", 0.75, each=True),
         Target("layer", None, None, "flax", 1.0, each=True),

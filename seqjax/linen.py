@@ -5,6 +5,7 @@ those of `seqjax.nnx`, for example `layers_0/forward/w_ih`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ from seqjax.cells.base import Carry, Cell, Layer, Params, check_layer, check_typ
 from seqjax.cells.rnn import check_nonlinearity
 from seqjax.interop.torch import load_params, params_to_torch, torch_dtype
 from seqjax.layers import Stack
-from seqjax.parameter_names import params_from_dict, params_to_dict
+from seqjax.parameter_names import abstract_params, params_from_dict, params_to_dict
 
 Variables = Mapping[str, Any]
 
@@ -102,6 +103,13 @@ def from_torch(torch_module: Any) -> tuple["_TorchModule", dict[str, Any]]:
     return module, {"params": params_to_dict(params)}
 
 
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _init(layer: Layer, key: jax.Array, dtype: DTypeLike) -> Params:
+    # Traced once a layer. Flax traces the initializer of every parameter at every call, to compare
+    # shapes.
+    return layer.init(key, dtype)
+
+
 class _Parameters(nn.Module):
     """The parameters of one layer of the core, under their names."""
 
@@ -125,9 +133,9 @@ class _Parameters(nn.Module):
         layer = self.layer
 
         def initializer(name: str) -> Any:
-            return lambda key: params_to_dict(layer.init(key, self.param_dtype))[name]
+            return lambda key: params_to_dict(_init(layer, key, self.param_dtype))[name]
 
-        names = params_to_dict(jax.eval_shape(layer.init, jax.random.key(0)))
+        names = params_to_dict(abstract_params(layer))
         return params_from_dict(
             layer, {name: self.param(name, initializer(name)) for name in names}
         )

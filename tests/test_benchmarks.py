@@ -73,6 +73,7 @@ def test_cases_cover_the_list() -> None:
         assert f"bidirectional-{cell}-64x28x28x256-forward" in names
         assert f"full_lengths-{cell}-20x35x200x200-train" in names
         assert f"vmap-{cell}-20x35x200x200-train" in names
+        assert f"devices-{cell}-256x50x64x64-train" in names
         assert f"decode_step-{cell}-1x100x512x512-step" in names
         assert f"decode-{cell}-1x200x64x256-decode" in names
     assert len(cases.LAYER_SHAPES) == 10
@@ -82,7 +83,7 @@ def test_cases_cover_the_list() -> None:
 def test_select_takes_groups_and_parts_of_names() -> None:
     assert {case.group for case in cases.select(patterns=["vmap"])} == {"vmap"}
     found = cases.select(["LSTM"], ["32x28x28x128-train"])
-    assert {case.group for case in found} == {"layer", "full_lengths", "vmap"}
+    assert {case.group for case in found} == {"layer", "full_lengths", "vmap", "devices"}
     with pytest.raises(ValueError, match="no case is in group, or has in its name, 'lstm'"):
         cases.select(patterns=["lstm"])
 
@@ -151,15 +152,23 @@ def test_the_floor_computes_what_training_computes() -> None:
 
 def test_run_goes_on_without_what_is_missing(tmp_path: Path) -> None:
     case = Case("layer", "RNN", "forward", 1, 2, 3, 4)
+    rows = [Case("devices", "LSTM", mode, 4, 2, 3, 4) for mode in ("forward", "train")]
+    odd = Case("devices", "GRU", "train", 3, 2, 3, 4)
     path = tmp_path / "results.json"
-    settings = Settings()._asdict()
+    settings = Settings(threads=2)._asdict()
     found: dict[str, Any] = {
         "meta": {"settings": settings, "rounds": 2, "peers": {}},
         "cases": [],
     }
-    run.measure([case], ["seqjax", "nothing"], found, path)
+    names = ["seqjax", "flax-linen-devices", "seqjax-devices", "nothing"]
+    run.measure([case, *rows, odd], names, found, path)
     assert results.load(path) == found
-    answers = found["cases"][0]["peers"]
+    answers, *on_devices, without = (entry["peers"] for entry in found["cases"])
+    assert set(answers) == {"seqjax", "nothing"}
+    for peers_of_rows in on_devices:
+        assert set(peers_of_rows) == {"seqjax", "flax-linen-devices", "seqjax-devices"}
+        assert all(answer["error"] < 1e-6 for answer in peers_of_rows.values())
+    assert without["seqjax-devices"]["missing"] == "batch 3 is not a multiple of 2 devices"
     assert answers["nothing"]["missing"].startswith("not installed: No module named")
     assert len(answers["seqjax"]["seconds"]) == 2
     assert answers["seqjax"]["error"] < 1e-6
@@ -220,6 +229,16 @@ def test_ratios() -> None:
     first["peers"]["floor"] = timed(0.5, 0.5, 1.0)
     assert results.ratio_at_floor(first, "torch") == 6.0
     assert results.ratio_at_floor(second, "torch") is None
+    first["peers"]["seqjax-devices"] = timed(0.5, 0.5, 1.0)
+    first["peers"]["flax-nnx-devices"] = timed(1.2, 1.2, 2.4)
+    assert results.ratio(first, "torch") == 3.0  # One device, but for the group.
+    first["group"] = second["group"] = "devices"
+    assert results.ratio(first, "torch") == 6.0
+    assert results.ratio(first, "flax-linen") == 4.0
+    assert results.ratio(first, "flax") == pytest.approx(2.4)
+    assert results.ratio(second, "torch") == 0.75
+    first["peers"]["seqjax-devices"] = timed(1.5, 1.5, 3.0)
+    assert results.ratio(first, "torch") == 3.0
 
 
 def test_summary_and_targets() -> None:

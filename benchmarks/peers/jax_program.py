@@ -8,10 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from benchmarks.cases import Case
 from benchmarks.data import Data
 from benchmarks.peers import program
+from benchmarks.results import DEVICES
 
 
 class Network(NamedTuple):
@@ -44,13 +47,21 @@ class Stepper(NamedTuple):
 
 
 class JaxPeer(program.Peer):
-    """A library on JAX: says what it computes, and this compiles it."""
+    """A library on JAX: says what it computes, and this compiles it.
 
-    def __init__(self, settings: program.Settings) -> None:
+    Args:
+      settings: of the run.
+      variant: "devices" makes a device for each core and spreads the rows over them.
+    """
+
+    def __init__(self, settings: program.Settings, variant: str | None = None) -> None:
         super().__init__(settings)
+        self.devices = settings.threads if variant == DEVICES else 1
         jax.config.update("jax_enable_x64", settings.dtype == "float64")
         if settings.device == "cpu":
             jax.config.update("jax_platforms", "cpu")
+            if self.devices > 1:
+                jax.config.update("jax_num_cpu_devices", self.devices)
         else:
             jax.config.update("jax_default_matmul_precision", "highest")  # No TF32.
         if jax.default_backend() != settings.device:
@@ -68,12 +79,19 @@ class JaxPeer(program.Peer):
     def clear(self) -> None:
         jax.clear_caches()
 
+    def unsupported(self, case: Case) -> str | None:
+        if self.devices > 1 and self.settings.device != "cpu":
+            return "a core is no device of a GPU"
+        if case.batch % self.devices:
+            return f"batch {case.batch} is not a multiple of {self.devices} devices"
+        return None
+
     def program(self, case: Case, data: Data) -> "JaxProgram":
         dtype = jnp.dtype(self.settings.dtype)
         data = jax.tree.map(lambda a: a.astype(dtype) if a.dtype == float else a, data)
         if case.mode in ("step", "decode"):
             return _step_program(case, data, self.stepper(case))
-        return _sequence_program(case, data, self.network(case))
+        return _sequence_program(case, data, self.network(case), self.devices)
 
 
 class JaxProgram:
@@ -122,7 +140,7 @@ class _StepProgram(JaxProgram):
         return jax.block_until_ready((carry, y))
 
 
-def _sequence_program(case: Case, data: Data, network: Network) -> JaxProgram:
+def _sequence_program(case: Case, data: Data, network: Network, devices: int) -> JaxProgram:
     weights = jax.tree.map(jnp.asarray, data.weights)
     params, transpose = jax.vjp(jax.jit(network.convert), weights)
 
@@ -133,16 +151,38 @@ def _sequence_program(case: Case, data: Data, network: Network) -> JaxProgram:
         def loss(params: Any) -> jax.Array:
             return jnp.sum(network.apply(params, xs, lengths)[1] * cotangent)
 
-        return jax.value_and_grad(loss)(params)
+        result = jax.value_and_grad(loss)(params)
+        return result if devices == 1 else lax.psum(result, DEVICES)
 
+    rows = P(DEVICES) if network.batch_major else P(None, DEVICES)
     args = (params, layout(data.xs), data.lengths)
+    in_specs = (P(), rows, P(DEVICES))
     if case.mode == "train":
-        args = (*args, layout(data.cotangent))
-        return JaxProgram(train, args, lambda result: transpose(result[1]))
+        args, in_specs = (*args, layout(data.cotangent)), (*in_specs, rows)
+        function, args = _spread(train, args, devices, in_specs, P())
+        return JaxProgram(function, args, lambda result: transpose(result[1]))
+    function, args = _spread(network.apply, args, devices, in_specs, (P(DEVICES), rows))
     # Padded outputs are a library's own affair.
-    return JaxProgram(
-        network.apply, args, lambda result: (layout(result[1]) * data.mask, result[0])
+    return JaxProgram(function, args, lambda result: (layout(result[1]) * data.mask, result[0]))
+
+
+def _spread(
+    function: Callable[..., Any], args: Any, devices: int, in_specs: Any, out_specs: Any
+) -> tuple[Callable[..., Any], Any]:
+    """The function on several devices, and its arguments there."""
+    if devices == 1:
+        return function, args
+    mesh = jax.make_mesh((devices,), (DEVICES,), axis_types=(jax.sharding.AxisType.Auto,))
+    # check_vma wants of a loop's initial state that it says on which devices it differs, which
+    # only seqjax does.
+    function = jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
     )
+    args = tuple(
+        jax.device_put(arg, NamedSharding(mesh, spec))
+        for arg, spec in zip(args, in_specs, strict=True)
+    )
+    return function, args
 
 
 def _step_program(case: Case, data: Data, stepper: Stepper) -> JaxProgram:

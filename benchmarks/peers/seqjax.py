@@ -10,6 +10,7 @@ from benchmarks.cases import Case
 from benchmarks.data import Data
 from benchmarks.peers.jax_program import JaxPeer, JaxProgram, Network, Stepper
 from benchmarks.peers.program import Settings
+from seqjax.ops.dispatch import IMPLEMENTATIONS
 
 CELLS = {"LSTM": seqjax.LSTMCell, "GRU": seqjax.GRUCell, "RNN": seqjax.RNNCell}
 
@@ -19,17 +20,18 @@ class Peer(JaxPeer):
 
     Args:
       settings: of the run.
-      variant: "full-lengths" gives every row its full length as a mask; "vmap" maps single
-        sequences over the batch; anything else is an implementation, as in `seqjax.scan`, or None.
+      variant: as for `JaxPeer`; "full-lengths" gives every row its full length as a mask; "vmap"
+        maps single sequences over the batch; anything else is an implementation, as in
+        `seqjax.scan`, or None.
     """
 
     distribution = "seqjax"
 
     def __init__(self, settings: Settings, variant: str | None = None) -> None:
-        super().__init__(settings)
+        super().__init__(settings, variant)
         self.vmapped = variant == "vmap"
         self.full_lengths = variant == "full-lengths"
-        self.implementation = None if self.vmapped or self.full_lengths else variant
+        self.implementation = variant if variant in IMPLEMENTATIONS else None
 
     def program(self, case: Case, data: Data) -> JaxProgram:
         if self.full_lengths:
