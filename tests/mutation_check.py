@@ -391,6 +391,20 @@ MISTAKES = {
         "example_language_model",
         "evaluation",
     ),
+    "parameter names found at every call": Mistake(
+        "seqjax/parameter_names.py",
+        "@functools.lru_cache\n",
+        "",
+        "parameter_names",
+        "names_once",
+    ),
+    "initializers traced at every call": Mistake(
+        "seqjax/linen.py",
+        "params_to_dict(_init(layer, key, self.param_dtype))",
+        "params_to_dict(layer.init(key, self.param_dtype))",
+        "parameter_names",
+        "names_once",
+    ),
 }
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shells import SHELLS, build
 
 import seqjax
 from seqjax.parameter_names import params_from_dict, params_to_dict
@@ -113,3 +114,21 @@ def test_dicts_and_tuples_of_ones_own() -> None:
 def test_a_lone_array_has_no_name(params: Any) -> None:
     with pytest.raises(TypeError, match=r"should be a NamedTuple, tuple or dict .* got a lone"):
         params_to_dict(params)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_modules_find_names_once(shell: str) -> None:
+    """Outside jit, tracing `init` at every call would take longer than a small layer."""
+    traced = []
+
+    class Cell(seqjax.GRUCell):
+        def init(self, *args: Any) -> Any:
+            traced.append(args)
+            return super().init(*args)
+
+    module = build(shell, "Recurrent", Cell(3, 4))
+    module(jnp.ones((5, 2, 3)))
+    assert traced
+    traced.clear()
+    module(jnp.ones((7, 2, 3)))
+    assert not traced
