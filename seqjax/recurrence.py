@@ -6,7 +6,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seqjax.cells.base import Carry, Layer, Params, check_layer, check_type, run_layer
+from seqjax.cells.base import (
+    Carry,
+    Layer,
+    Params,
+    abstract_carry,
+    check_layer,
+    check_type,
+    initial_carry,
+    run_layer,
+)
 from seqjax.ops.dispatch import check_implementation
 
 
@@ -71,7 +80,7 @@ def scan(
         mask = jnp.asarray(mask)
         _check_mask(mask, xs)
     if carry is None:
-        carry = layer.initial_carry(xs.shape[1:-1], xs.dtype)
+        carry = initial_carry(layer, xs.shape[1:-1], xs.dtype)
     else:
         carry = jax.tree.map(jnp.asarray, carry)
         _check_carry(layer, carry, xs)
@@ -128,7 +137,7 @@ def _check_mask(mask: jax.Array, xs: jax.Array) -> None:
 
 
 def _check_carry(layer: Layer, carry: Carry, xs: jax.Array) -> None:
-    expected = jax.eval_shape(lambda: layer.initial_carry(xs.shape[1:-1], xs.dtype))
+    expected = abstract_carry(layer, xs.shape[1:-1], xs.dtype)
     got_structure, structure = jax.tree.structure(carry), jax.tree.structure(expected)
     if got_structure != structure:  # type: ignore[operator]
         raise TypeError(

@@ -4,6 +4,7 @@ Everything that `seqjax.nnx` and `seqjax.linen` share. States are `(num_layers *
 batch, size)` with index `layer * num_directions + direction`, whatever `batch_first` says.
 """
 
+import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterable
@@ -13,7 +14,15 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from seqjax.cells.base import Carry, Cell, Layer, Params, check_positive, check_type
+from seqjax.cells.base import (
+    Carry,
+    Cell,
+    Layer,
+    Params,
+    abstract_carry,
+    check_positive,
+    check_type,
+)
 from seqjax.layers import Bidirectional, BidirectionalCarry, Stack, check_dropout
 from seqjax.recurrence import scan
 from seqjax.sequences import lengths_to_mask
@@ -270,7 +279,7 @@ def _cast_carry(name: str, layer: Layer, carry: Carry, xs: jax.Array, *, cast: b
     Without a compute dtype to cast to, a state in another dtype than the input's is a mistake; the
     LSTM's `c` may come in either of the input's dtype and the wider one that it is kept in.
     """
-    template = jax.eval_shape(lambda: layer.initial_carry(xs.shape[1:-1], xs.dtype))
+    template = abstract_carry(layer, xs.shape[1:-1], xs.dtype)
     if jax.tree.structure(carry) != jax.tree.structure(template):  # type: ignore[operator]
         return carry  # `scan` says what it should be.
 
@@ -288,7 +297,7 @@ def _cast_carry(name: str, layer: Layer, carry: Carry, xs: jax.Array, *, cast: b
 
 def _as_state(name: str, cell: Cell, hx: Any) -> Any:
     """`hx` as arrays in the structure of the cell's own carry."""
-    states, structure = jax.tree.flatten(jax.eval_shape(cell.initial_carry))
+    states, structure = jax.tree.flatten(abstract_carry(cell))
     if len(states) == 1:
         if isinstance(hx, tuple | list):
             raise TypeError(f"{name}: hx should be an array h_0, got: {type(hx).__name__}")
@@ -350,7 +359,7 @@ def _check_cell_state(name: str, cell: Cell, hx: Any, batch_shape: tuple[int, ..
 
 
 def _state_shapes(cell: Cell, batch_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    state = jax.eval_shape(lambda: cell.initial_carry(batch_shape))
+    state = abstract_carry(cell, batch_shape)
     return [leaf.shape for leaf in jax.tree.leaves(state)]
 
 
@@ -369,6 +378,7 @@ def _cells(layer: Stack) -> list[Any]:
     return [cell for entry in layer.layers for cell in _directions(entry)]
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _split_state(layer: Stack, hx: Any) -> tuple[Carry, ...]:
     """PyTorch's stacked states, in the cells' own structure, as the carry of a Stack."""
     states = iter(jax.tree.map(lambda s, i=i: s[i], hx) for i in range(len(_cells(layer))))
@@ -380,6 +390,7 @@ def _split_state(layer: Stack, hx: Any) -> tuple[Carry, ...]:
     )
 
 
+@jax.jit
 def _join_state(carry: tuple[Carry, ...]) -> Any:
     """The carry of a Stack as PyTorch's stacked states: the inverse of `_split_state`."""
     states = [state for entry in carry for state in _directions(entry)]

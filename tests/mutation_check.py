@@ -396,14 +396,21 @@ MISTAKES = {
         "@functools.lru_cache\n",
         "",
         "parameter_names",
-        "names_once",
+        "shapes_once",
+    ),
+    "shapes of the state found at every call": Mistake(
+        "seqjax/cells/base.py",
+        "initial_carry.eval_shape(layer, batch_shape, dtype)",
+        "jax.eval_shape(lambda: layer.initial_carry(batch_shape, dtype))",
+        "parameter_names",
+        "shapes_once",
     ),
     "initializers traced at every call": Mistake(
         "seqjax/linen.py",
         "params_to_dict(_init(layer, key, self.param_dtype))",
         "params_to_dict(layer.init(key, self.param_dtype))",
         "parameter_names",
-        "names_once",
+        "shapes_once",
     ),
 }
 

@@ -117,8 +117,8 @@ def test_a_lone_array_has_no_name(params: Any) -> None:
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_modules_find_names_once(shell: str) -> None:
-    """Outside jit, tracing `init` at every call would take longer than a small layer."""
+def test_modules_trace_shapes_once(shell: str) -> None:
+    """Outside jit, finding them at every call would take longer than a small layer."""
     traced = []
 
     class Cell(seqjax.GRUCell):
@@ -126,9 +126,15 @@ def test_modules_find_names_once(shell: str) -> None:
             traced.append(args)
             return super().init(*args)
 
+        def initial_carry(self, *args: Any) -> Any:
+            traced.append(args)
+            return super().initial_carry(*args)
+
     module = build(shell, "Recurrent", Cell(3, 4))
-    module(jnp.ones((5, 2, 3)))
+    _, carry = module(jnp.ones((5, 2, 3)))
+    module(jnp.ones((5, 2, 3)), carry)
     assert traced
     traced.clear()
     module(jnp.ones((7, 2, 3)))
+    module(jnp.ones((7, 2, 3)), carry)
     assert not traced

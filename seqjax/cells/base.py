@@ -180,6 +180,20 @@ def run_layer(
     return layer.run(params, carry, xs, mask=mask, **options)
 
 
+# One call for all arrays: one by one, they would take longer than a small layer.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def initial_carry(layer: Layer, batch_shape: tuple[int, ...], dtype: DTypeLike) -> Carry:
+    """`layer.initial_carry(batch_shape, dtype)`."""
+    return layer.initial_carry(batch_shape, dtype)
+
+
+def abstract_carry(
+    layer: Layer, batch_shape: tuple[int, ...] = (), dtype: DTypeLike = jnp.float32
+) -> Carry:
+    """Its shapes and dtypes, traced once."""
+    return initial_carry.eval_shape(layer, batch_shape, dtype)  # type: ignore[no-untyped-call]
+
+
 def _owner(layer: Layer, *names: str) -> type:
     """The class that gives a layer any of these attributes, whichever is the most derived."""
     return next(cls for cls in type(layer).__mro__ if {*names} & vars(cls).keys())
