@@ -22,6 +22,7 @@ from seqjax.cells.base import (
     abstract_carry,
     check_positive,
     check_type,
+    initial_carry,
 )
 from seqjax.layers import Bidirectional, BidirectionalCarry, Stack, check_dropout
 from seqjax.recurrence import scan
@@ -187,13 +188,19 @@ def apply_cell(
             f"input has inconsistent input_size: got {x.shape[-1]} expected {cell.input_size}"
         )
     if hx is None:
-        carry = cell.initial_carry(x.shape[:-1], x.dtype)
+        carry = initial_carry(cell, x.shape[:-1], x.dtype)
     else:
         carry = _as_state(name, cell, hx)
         _check_cell_state(name, cell, carry, x.shape[:-1])
         carry = _cast_carry(name, cell, carry, x[None], cast=dtype is not None)
-    carry, _ = cell.step(params, carry, x)
+    carry, _ = _step(cell, params, carry, x)
     return _without_names(carry)
+
+
+# Compiled for calls outside jit, as `scan` is.
+@functools.partial(jax.jit, static_argnums=0)
+def _step(cell: Cell, params: Params, carry: Carry, x: jax.Array) -> tuple[Carry, jax.Array]:
+    return cell.step(params, carry, x)
 
 
 def torch_kind(torch_module: Any, kinds: Iterable[str]) -> str:
