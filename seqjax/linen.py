@@ -103,10 +103,16 @@ def from_torch(torch_module: Any) -> tuple["_TorchModule", dict[str, Any]]:
     return module, {"params": params_to_dict(params)}
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
 def _init(layer: Layer, key: jax.Array, dtype: DTypeLike) -> Params:
-    # Traced once a layer. Flax traces the initializer of every parameter at every call, to compare
-    # shapes.
+    # Flax traces the initializer of every parameter at every call, to compare shapes. What is drawn
+    # is not compiled as one: that takes longer than array by array, many of which have one shape.
+    if isinstance(key, jax.core.Tracer):
+        return _traced_once(layer, key, dtype)
+    return layer.init(key, dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _traced_once(layer: Layer, key: jax.Array, dtype: DTypeLike) -> Params:
     return layer.init(key, dtype)
 
 
