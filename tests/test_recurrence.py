@@ -390,6 +390,14 @@ class TestBadArguments:
         with pytest.raises(TypeError, match=message):
             scan(layer, *self.case[:2])
 
+    def test_unhashable_layer(self, scan: Any) -> None:
+        class Cell(seqjax.LSTMCell):
+            __hash__ = None
+
+        message = r"layer should be hashable, got: Cell \(unhashable type: 'Cell'\)"
+        with pytest.raises(TypeError, match=message):
+            scan(Cell(3, 4), *self.case[:2])
+
     def test_inputs_without_time(self, scan: Any) -> None:
         message = r"at least 2 dimensions \(T, \*batch, features\), got shape \(3,\)"
         with pytest.raises(ValueError, match=message):

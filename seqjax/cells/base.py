@@ -218,12 +218,19 @@ def draw_weights(
 
 
 def check_layer(name: str, value: object) -> None:
-    """Raises TypeError unless `value` is a layer."""
+    """Raises TypeError unless `value` is a layer, and hashable."""
     if not isinstance(value, Layer):
         raise TypeError(
             f"{name} should be a seqjax layer (a cell, Stack or Bidirectional), "
             f"got: {type(value).__name__}"
         )
+    try:
+        hash(value)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} should be hashable, got: {type(value).__name__} ({error}). A dataclass of "
+            "hashable fields is, with @dataclasses.dataclass(frozen=True)"
+        ) from None
 
 
 def check_type(name: str, value: object, expected: type) -> None:
