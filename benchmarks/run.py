@@ -22,7 +22,7 @@ from benchmarks.cases import CELLS, GROUPS, Case, select
 from benchmarks.peers.program import Settings
 from benchmarks.process import WorkerProcess
 from benchmarks.report import write_report
-from benchmarks.results import Results, load, save, time_ratio
+from benchmarks.results import DEVICES, Results, load, save, time_ratio
 
 REST_SECONDS = 0.02
 """Between two workers' blocks: the threads of the last one spin for a moment before they sleep."""
@@ -31,11 +31,12 @@ REST_SECONDS = 0.02
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the program."""
     args = _arguments(sys.argv[1:] if argv is None else argv)
-    # Seqjax in another way is measured only against seqjax itself.
+    # Seqjax in another way is measured only against seqjax itself, and cores are a CPU's.
     cases = [
         case
         for case in select(args.cells, args.cases)
         if peers.VARIANTS.get(case.group, peers.BASELINE) in args.peers
+        and (args.device == "cpu" or case.group != DEVICES)
     ]
     if args.list:
         print("\n".join(case.name for case in cases))

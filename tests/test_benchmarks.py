@@ -305,6 +305,8 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     # Without its variant there is nothing to measure in the group.
     run.main(["--list", "--cells", "GRU", "--cases", "decode", "vmap", "--peers", "torch"])
     assert capsys.readouterr().out.split() == names[-1:]
+    run.main(["--list", "--cells", "GRU", "--cases", "decode", "devices", "--device", "gpu"])
+    assert capsys.readouterr().out.split() == names[-1:]
 
 
 def test_unknown_case(capsys: pytest.CaptureFixture[str]) -> None:
