@@ -17,11 +17,19 @@ from flax.core import Scope
 from jax.typing import ArrayLike, DTypeLike
 
 from seqjax import cells, torch_shape
-from seqjax.cells.base import Carry, Cell, Layer, Params, check_layer, check_type
+from seqjax.cells.base import (
+    Carry,
+    Cell,
+    Layer,
+    Params,
+    abstract_params,
+    check_layer,
+    check_type,
+)
 from seqjax.cells.rnn import check_nonlinearity
 from seqjax.interop.torch import load_params, params_to_torch, torch_dtype
 from seqjax.layers import Stack
-from seqjax.parameter_names import abstract_params, params_from_dict, params_to_dict
+from seqjax.parameter_names import params_from_dict, params_to_dict
 
 Variables = Mapping[str, Any]
 

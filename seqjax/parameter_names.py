@@ -4,13 +4,12 @@
 bidirectional two-layer LSTM are thus `layers_0/forward/w_ih` to `layers_1/backward/b_hh`.
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from seqjax.cells.base import Layer, Params
+from seqjax.cells.base import Layer, Params, abstract_params
 
 
 def params_to_dict(params: Params) -> dict[str, Any]:
@@ -44,15 +43,6 @@ def params_from_dict(layer: Layer, tree: Mapping[str, Any]) -> Params:
         return node
 
     return jax.tree_util.tree_map_with_path(find, abstract_params(layer))
-
-
-@functools.lru_cache
-def abstract_params(layer: Layer) -> Params:
-    """The parameters without their values, found once a layer: tracing `init` takes milliseconds.
-
-    Modules ask at every call; outside `jax.jit`, that would take longer than a small layer.
-    """
-    return jax.eval_shape(layer.init, jax.random.key(0))
 
 
 def _name(entry: Any) -> str:

@@ -395,7 +395,7 @@ MISTAKES = {
         "evaluation",
     ),
     "parameter names found at every call": Mistake(
-        "seqjax/parameter_names.py",
+        "seqjax/cells/base.py",
         "@functools.lru_cache\n",
         "",
         "parameter_names",

@@ -150,7 +150,7 @@ def test_the_floor_computes_what_training_computes() -> None:
         np.testing.assert_allclose(value, product, rtol=1e-4, atol=1e-5)
 
 
-def test_run_goes_on_without_what_is_missing(tmp_path: Path) -> None:
+def test_run_measures_each_peer_and_goes_on_without_what_is_missing(tmp_path: Path) -> None:
     case = Case("layer", "RNN", "forward", 1, 2, 3, 4)
     rows = [Case("devices", "LSTM", mode, 4, 2, 3, 4) for mode in ("forward", "train")]
     odd = Case("devices", "GRU", "train", 3, 2, 3, 4)

@@ -180,7 +180,16 @@ def run_layer(
     return layer.run(params, carry, xs, mask=mask, **options)
 
 
-# One call for all arrays: one by one, they would take longer than a small layer.
+# What modules and `scan` ask of a layer at every call is found once, or computed in one call of all
+# arrays: outside `jax.jit`, it would take longer than a small layer.
+
+
+@functools.lru_cache
+def abstract_params(layer: Layer) -> Params:
+    """`layer.init`'s parameters without their values. Only their structure and shapes count."""
+    return jax.eval_shape(layer.init, jax.random.key(0))
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def initial_carry(layer: Layer, batch_shape: tuple[int, ...], dtype: DTypeLike) -> Carry:
     """`layer.initial_carry(batch_shape, dtype)`."""
@@ -190,7 +199,7 @@ def initial_carry(layer: Layer, batch_shape: tuple[int, ...], dtype: DTypeLike) 
 def abstract_carry(
     layer: Layer, batch_shape: tuple[int, ...] = (), dtype: DTypeLike = jnp.float32
 ) -> Carry:
-    """Its shapes and dtypes, traced once."""
+    """`initial_carry` without the values."""
     return initial_carry.eval_shape(layer, batch_shape, dtype)  # type: ignore[no-untyped-call]
 
 
