@@ -4,6 +4,8 @@
 from seqjax import initializers as initializers
 from seqjax import interop as interop
 from seqjax.cells import Cell as Cell
+from seqjax.cells import GatedCell as GatedCell
+from seqjax.cells import GatedParams as GatedParams
 from seqjax.cells import GRUCell as GRUCell
 from seqjax.cells import GRUParams as GRUParams
 from seqjax.cells import Layer as Layer

@@ -444,7 +444,7 @@ def check_layer_is_a_value(layer: seqjax.Layer) -> None:
 
 
 def check_dtypes_are_kept(layer: seqjax.Layer, implementation: str | None) -> None:
-    """Outputs, states and gradients come in the dtype that went in; `c` is never below float32."""
+    """Outputs, states and gradients come in the dtype that went in; what is kept beside h never is below float32."""
     _check_dtypes(layer, implementation, jnp.float64, jnp.float32, jnp.bfloat16, jnp.float16)
 
 
@@ -458,8 +458,8 @@ def _check_dtypes(layer: seqjax.Layer, implementation: str | None, *dtypes: Any)
         for dtype in dtypes:
             case = abstract_case(layer, (ROWS,), STEPS, dtype)
             for path, leaf in jax.tree_util.tree_leaves_with_path(case.carry):
-                is_c = jax.tree_util.keystr(path).endswith(".c")
-                wanted = jnp.float32 if is_c and jnp.finfo(dtype).bits == 16 else dtype
+                wide = jax.tree_util.keystr(path).endswith((".c", ".written"))
+                wanted = jnp.float32 if wide and jnp.finfo(dtype).bits == 16 else dtype
                 assert leaf.dtype == wanted, path
             got = jax.eval_shape(
                 functools.partial(_evaluate, layer, implementation=implementation), case, MASK

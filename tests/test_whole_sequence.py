@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import shells
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 import seqjax
 import seqjax.linen
 import seqjax.nnx
-from seqjax.ops.whole_sequence import chunks, scan
+from seqjax.ops.whole_sequence import chunks
 
 ROWS = 3
 CELLS = {name: cases.CELLS[name] for name in ("rnn_relu", "lstm_proj", "gru")}
@@ -30,12 +31,10 @@ reverse_or_not = pytest.mark.parametrize("reverse", [False, True], ids=["forward
 
 @pytest.fixture
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Chunks of four steps, and in the forward pass of ten where there is a mask."""
+    """Chunks of four steps, and in the forward pass of eight where the length allows."""
     jax.clear_caches()  # What was traced before has other chunks.
-    monkeypatch.setattr(chunks, "PROJECTED_AT_ONCE", 0)
-    monkeypatch.setattr(chunks, "ROWS_PER_SKIP", 8 * ROWS)
-    monkeypatch.setattr(chunks, "ROWS_PER_GRADIENT", 4 * ROWS)
-    monkeypatch.setattr(chunks, "ROWS_PER_LARGE_GRADIENT", 4 * ROWS)
+    monkeypatch.setattr(chunks, "PROJECTED_AT_ONCE", 8 * 16 * 4 * cases.HIDDEN_SIZE)
+    monkeypatch.setattr(chunks, "ROWS_PER_CHUNK", 4 * ROWS)
     yield
     jax.clear_caches()
 
@@ -68,7 +67,7 @@ def value_and_gradients(
     ],
 )
 def test_chunks_equal_the_plain_scan(name: str, direction: str, padding: str) -> None:
-    """Five chunks of four steps, and three steps more."""
+    """Six chunks of four steps, the last of which lacks one."""
     cell, reverse, masked = CELLS[name], direction == "reverse", padding == "masked"
     case = contract.make_case(cell, (ROWS,), 23, jnp.float64)
     mask = random_mask(23) if masked else None
@@ -76,61 +75,57 @@ def test_chunks_equal_the_plain_scan(name: str, direction: str, padding: str) ->
     contract.assert_close(run(implementation="xla"), run(implementation="scan"), 1e-11)
 
 
-@pytest.mark.usefixtures("_small_chunks", "x64")
-@each_cell
-def test_large_weights_equal_the_plain_scan(
-    cell: seqjax.Cell, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Their gradients are products of their own."""
-    monkeypatch.setattr(scan, "LARGE_WEIGHTS", 0)
-    case = contract.make_case(cell, (ROWS,), 12, jnp.float64)
-    run = functools.partial(value_and_gradients, cell, case, random_mask(12))
-    contract.assert_close(run(implementation="xla"), run(implementation="scan"), 1e-11)
+@pytest.mark.parametrize(
+    ("length", "rows", "expected"),
+    [
+        (28, 32, 7),  # 8 steps would be 256 rows: the nearest divisor.
+        (512, 32, 8),
+        (1000, 1, 125),  # Not many more than 128 steps.
+        (50, 256, 2),
+        (7, 5000, 1),
+        (5, 0, 5),
+        (1, 3, 1),
+        (101, 64, 4),  # No divisor: 26 chunks, and three steps to add.
+        (131, 32, 8),
+        (1009, 1, 127),  # Eight chunks of 127 lack 7 steps, where 8 of 128 would lack 15.
+    ],
+)
+def test_steps_of_derivative(length: int, rows: int, expected: int) -> None:
+    assert chunks.steps_of_derivative(length, rows) == expected
 
 
 @pytest.mark.parametrize(
-    ("length", "rows", "options", "expected"),
+    ("length", "rows", "width", "skips", "expected"),
     [
-        (28, 32, {}, 7),  # 8 steps would be 256 rows: the nearest divisor.
-        (512, 32, {}, 8),
-        (512, 32, {"large": True}, 32),  # Gradients of large weights are summed in longer products.
-        (101, 64, {}, 4),  # No divisor: the step that is left over comes by itself.
-        (1000, 1, {}, 125),  # Not many more than 128 steps.
-        (1000, 1, {"masked": True}, 50),  # Nor than 64, where padding is skipped.
-        (50, 256, {}, 2),
-        (7, 5000, {}, 1),
-        (5, 0, {}, 5),
-        (0, 3, {}, 1),
+        (512, 32, 256, False, 256),  # 2**21 elements.
+        (512, 32, 257, False, 128),
+        (512, 1, 256, False, 512),  # One row counts as 16.
+        (512, 1, 257, False, 256),
+        (512, 1, 256, True, 128),  # Padding is skipped.
+        (100, 10**6, 256, False, 4),  # Not less than the derivative's.
+        (100, 16, 2048, False, 20),  # Of the multiples of four up to 64, the largest divisor.
     ],
 )
-def test_steps_of_derivative(
-    length: int, rows: int, options: dict[str, bool], expected: int
-) -> None:
-    options = {"large": False, "masked": False, **options}
-    assert chunks.steps_of_derivative(length, rows, **options) == expected
+def test_steps_of_forward(length: int, rows: int, width: int, skips: bool, expected: int) -> None:
+    plan = chunks.Plan(CELLS["gru"], steps=4, skips=skips, reverse=False, unroll=1)
+    assert chunks.steps_of_forward(plan, length, rows, width) == expected
 
 
-@pytest.mark.parametrize(
-    ("length", "rows", "width", "options", "expected"),
-    [
-        (512, 32, 256, {}, 512),  # 2**22 elements.
-        (512, 32, 257, {}, 256),
-        (512, 32, 256, {"saves": True}, 128),  # The derivative has arrays of its own.
-        (512, 1, 512, {}, 512),  # One row counts as 16.
-        (512, 1, 513, {}, 256),
-        (10**6, 1, 0, {}, 10**6),  # Nothing is projected ahead.
-        (100, 10**6, 256, {}, 4),  # Not less than the derivative's.
-        (512, 32, 256, {"masked": True}, 64),  # Padding is skipped.
-        (100, 64, 256, {"masked": True}, 25),
-        (4 * 101, 64, 256, {"masked": True}, 4),
-    ],
-)
-def test_steps_of_forward(
-    length: int, rows: int, width: int, options: dict[str, bool], expected: int
-) -> None:
-    plan = chunks.Plan(CELLS["gru"].kernel, steps=4, large=False, reverse=False, unroll=1)
-    options = {"masked": False, "saves": False, **options}
-    assert chunks.steps_of_forward(plan, length, rows, width, **options) == expected
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_a_length_without_divisors_adds_no_program(direction: str) -> None:
+    """The step stands in the program as often for a prime number of steps as for another."""
+    cell = CELLS["gru"]
+
+    def products(length: int) -> int:
+        case = contract.abstract_case(cell, (ROWS,), length, jnp.float32)
+
+        def loss(params: Any, xs: jax.Array) -> jax.Array:
+            run = functools.partial(seqjax.scan, implementation="xla")
+            return run(cell, params, xs, reverse=direction == "reverse")[1].sum()
+
+        return str(jax.make_jaxpr(jax.grad(loss))(case.params, case.xs)).count("dot_general")
+
+    assert products(1009) == products(1024) > 0
 
 
 def chunks_to_run(mask: Any, reverse: bool) -> Any:
@@ -234,19 +229,16 @@ def test_gradient_of_one_argument_alone(cell: seqjax.Cell, argument: str) -> Non
 
 
 class TestWhereItDoesNotApply:
-    def test_a_cell_without_a_kernel(self) -> None:
-        class Plain(seqjax.RNNCell):
-            kernel = None
-
-        cell = Plain(3, 5)
+    def test_a_cell_without_gates(self) -> None:
+        cell = shells.LeakyCell(3, 5)
         params, xs = cases.random_params(cell), cases.random_inputs((4, 2, 3))
         seqjax.scan(cell, params, xs)  # The default always applies.
-        message = "implementation 'xla' does not apply: this cell has no kernel.*Use None or 'scan'"
+        message = "implementation 'xla' does not apply: this cell is no GatedCell.*None or 'scan'"
         with pytest.raises(ValueError, match=message):
             seqjax.scan(cell, params, xs, implementation="xla")
 
     def test_a_derived_cell_with_another_step(self) -> None:
-        """The step is the meaning: the inherited kernel does not stand in for it."""
+        """The step is the meaning: what its gates would give does not stand in for it."""
 
         class Doubled(seqjax.GRUCell):
             def step(self, params: Any, carry: Any, x: Any) -> Any:
@@ -258,7 +250,7 @@ class TestWhereItDoesNotApply:
         params, xs = cases.random_params(cell), cases.random_inputs((4, 2, 3))
         _, expected = seqjax.scan(cell, params, xs)
         np.testing.assert_allclose(seqjax.scan(doubled, params, xs)[1], 2 * expected, rtol=1e-5)
-        with pytest.raises(ValueError, match="this cell has no kernel"):
+        with pytest.raises(ValueError, match="Doubled has a step of its own"):
             seqjax.scan(doubled, params, xs, implementation="xla")
 
     def test_a_mesh_with_explicit_axes(self) -> None:

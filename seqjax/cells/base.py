@@ -2,6 +2,7 @@
 
 import abc
 import functools
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import jax
@@ -12,10 +13,8 @@ from jax.typing import DTypeLike
 from seqjax.initializers import torch_uniform
 from seqjax.ops import reference
 from seqjax.ops.dispatch import choose_implementation
-from seqjax.ops.kernel import Kernel, State
 from seqjax.ops.masking import zero_padding
 from seqjax.ops.rematerialization import in_chunks
-from seqjax.ops.whole_sequence.scan import scan as whole_sequence_scan
 
 Carry = Any
 """A pytree of arrays `(*batch, features)`: the state between two steps."""
@@ -91,9 +90,9 @@ class Layer(abc.ABC):
 class Cell(Layer):
     """One recurrence: its `step` is its meaning, and `run` scans that step over time.
 
-    Derive from it for a cell of your own: a frozen dataclass with `input_size`, `output_size`,
-    `init`, `initial_carry` and `step`. It then works in `seqjax.scan`, `Stack`, `Bidirectional`
-    and the Flax modules' `Recurrent`, masks included.
+    Derive from it for a cell of your own, unless it is a `GatedCell`: a frozen dataclass with
+    `input_size`, `output_size`, `init`, `initial_carry` and `step`. It then works in `seqjax.scan`,
+    `Stack`, `Bidirectional` and the Flax modules' `Recurrent`, masks included.
 
     >>> import dataclasses, jax, jax.numpy as jnp, seqjax
     >>> @dataclasses.dataclass(frozen=True)
@@ -121,14 +120,6 @@ class Cell(Layer):
 
     zeroes_padding: ClassVar[bool] = True
 
-    @property
-    def kernel(self) -> Kernel | None:
-        """What `implementation="xla"` needs to know of the cell; None: it has no such thing.
-
-        It has to mean what `step` means. A derived class with another `step` has none of its own.
-        """
-        return None
-
     def run(
         self,
         params: Params,
@@ -143,38 +134,24 @@ class Cell(Layer):
         remat: bool,
     ) -> tuple[Carry, jax.Array]:
         del key  # A cell draws nothing; dropout sits between layers.
-        name = choose_implementation(implementation, self._kernel_of_step(), xs)
-        run = self._scan if name == "scan" else self._whole_sequence
-        run = functools.partial(run, reverse=reverse, unroll=unroll)
+        run = functools.partial(self._choose(implementation, xs), reverse=reverse, unroll=unroll)
         if remat:
             return in_chunks(run, params, carry, xs, mask=mask, reverse=reverse)
         return run(params, carry, xs, mask=mask)
 
-    def _kernel_of_step(self) -> Kernel | None:
-        """The kernel, unless a derived class has a step of its own and no kernel beside it."""
-        owner = _owner(self, "step", "kernel")
-        return self.kernel if "kernel" in vars(owner) else None
-
-    def _scan(
-        self, params: Params, carry: Carry, xs: jax.Array, **options: Any
-    ) -> tuple[Carry, jax.Array]:
-        return reference.scan(self.step, params, carry, xs, **options)
-
-    def _whole_sequence(
-        self, params: Params, carry: Carry, xs: jax.Array, **options: Any
-    ) -> tuple[Carry, jax.Array]:
-        # A cell with a kernel has a state of one or two arrays: h, or h and c.
-        h, c = carry if isinstance(carry, tuple) else (carry, None)
-        kernel: Any = self.kernel
-        state, ys = whole_sequence_scan(kernel, params, State(h, c), xs, **options)
-        return jax.tree.unflatten(jax.tree.structure(carry), jax.tree.leaves(state)), ys
+    def _choose(self, implementation: str | None, xs: jax.Array) -> Callable[..., Any]:
+        """What runs the cell over `xs`: `(params, carry, xs, mask, reverse, unroll)`."""
+        reason = "this cell is no GatedCell, from whose gates it is derived"
+        choose_implementation(implementation, {"xla": reason})
+        return functools.partial(reference.scan, self.step)
 
 
 def run_layer(
     layer: Layer, params: Params, carry: Carry, xs: jax.Array, *, mask: Any, **options: Any
 ) -> tuple[Carry, jax.Array]:
     """`layer.run`, to which no input at padding is anything but zero."""
-    owner = _owner(layer, "run")
+    # The class that gives the layer its `run`.
+    owner = next(cls for cls in type(layer).__mro__ if "run" in vars(cls))
     if not vars(owner).get("zeroes_padding", False):
         xs = zero_padding(mask, xs)
     return layer.run(params, carry, xs, mask=mask, **options)
@@ -201,11 +178,6 @@ def abstract_carry(
 ) -> Carry:
     """`initial_carry` without the values."""
     return initial_carry.eval_shape(layer, batch_shape, dtype)  # type: ignore[no-untyped-call]
-
-
-def _owner(layer: Layer, *names: str) -> type:
-    """The class that gives a layer any of these attributes, whichever is the most derived."""
-    return next(cls for cls in type(layer).__mro__ if {*names} & vars(cls).keys())
 
 
 def exportable(cls: type[NamedTupleType]) -> type[NamedTupleType]:

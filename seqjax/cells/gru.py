@@ -1,22 +1,13 @@
 """The gated recurrent unit of `torch.nn.GRU`."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
-from seqjax.cells.base import (
-    Cell,
-    check_positive,
-    check_type,
-    draw_weights,
-    exportable,
-)
-from seqjax.ops.gru.xla import GRUKernel
-from seqjax.ops.kernel import Kernel
-from seqjax.ops.precision import project
+from seqjax.cells.base import exportable
+from seqjax.cells.gated import GatedCell
 
 
 @exportable
@@ -30,7 +21,7 @@ class GRUParams(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class GRUCell(Cell):
+class GRUCell(GatedCell):
     """Gated recurrent unit.
 
     ```
@@ -63,54 +54,10 @@ class GRUCell(Cell):
     ((2, 5), (2, 5))
     """
 
-    input_size: int
-    hidden_size: int
-    bias: bool = True
+    gates = {"r": jax.nn.sigmoid, "z": jax.nn.sigmoid, "n": None}
+    params_type = GRUParams
 
-    def __post_init__(self) -> None:
-        check_type("bias", self.bias, bool)
-        check_positive("input_size", self.input_size)
-        check_positive("hidden_size", self.hidden_size)
-
-    @property
-    def kernel(self) -> Kernel:
-        return GRUKernel()
-
-    @property
-    def output_size(self) -> int:
-        return self.hidden_size
-
-    def init(self, key: jax.Array, dtype: DTypeLike = jnp.float32) -> GRUParams:
-        """Draws the parameters from PyTorch's distribution."""
-        gates = 3 * self.hidden_size
-        return GRUParams(
-            **draw_weights(
-                key,
-                self.hidden_size,
-                dtype,
-                w_ih=(self.input_size, gates),
-                w_hh=(self.hidden_size, gates),
-                b_ih=(gates,) if self.bias else None,
-                b_hh=(gates,) if self.bias else None,
-            )
-        )
-
-    def initial_carry(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike = jnp.float32
-    ) -> jax.Array:
-        """Zeros, `(*batch_shape, hidden_size)`."""
-        return jnp.zeros((*batch_shape, self.hidden_size), dtype)
-
-    def step(
-        self, params: GRUParams, carry: jax.Array, x: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """One time step."""
-        from_x = project(x, params.w_ih, params.b_ih)
-        from_h = project(carry, params.w_hh, params.b_hh)
-        x_r, x_z, x_n = jnp.split(from_x, 3, axis=-1)
-        h_r, h_z, h_n = jnp.split(from_h, 3, axis=-1)
-        r = jax.nn.sigmoid(x_r + h_r)
-        z = jax.nn.sigmoid(x_z + h_z)
-        n = jnp.tanh(x_n + r * h_n)
-        h = ((1 - z) * n + z * carry.astype(z.dtype)).astype(x.dtype)
-        return h, h
+    def combine(self, gates: Any, h: jax.Array) -> jax.Array:
+        n_x, n_h = gates.n
+        n = jnp.tanh(n_x + gates.r * n_h)
+        return (1 - gates.z) * n + gates.z * h

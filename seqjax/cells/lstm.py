@@ -1,22 +1,13 @@
 """The long short-term memory of `torch.nn.LSTM`, with its optional projection."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
-from seqjax.cells.base import (
-    Cell,
-    check_positive,
-    check_type,
-    draw_weights,
-    exportable,
-)
-from seqjax.ops.kernel import Kernel
-from seqjax.ops.lstm.xla import LSTMKernel
-from seqjax.ops.precision import accumulation_dtype, project
+from seqjax.cells.base import check_type, exportable
+from seqjax.cells.gated import GatedCell
 
 
 @exportable
@@ -39,7 +30,7 @@ class LSTMCarry(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class LSTMCell(Cell):
+class LSTMCell(GatedCell):
     """Long short-term memory.
 
     ```
@@ -74,15 +65,14 @@ class LSTMCell(Cell):
     ((4, 2), (4, 5), (4, 2))
     """
 
-    input_size: int
-    hidden_size: int
-    bias: bool = True
+    gates = {"i": jax.nn.sigmoid, "f": jax.nn.sigmoid, "g": jnp.tanh, "o": jax.nn.sigmoid}
+    carry_type = LSTMCarry
+    params_type = LSTMParams
+
     proj_size: int = 0
 
     def __post_init__(self) -> None:
-        check_type("bias", self.bias, bool)
-        check_positive("input_size", self.input_size)
-        check_positive("hidden_size", self.hidden_size)
+        super().__post_init__()
         check_type("proj_size", self.proj_size, int)
         if self.proj_size < 0:
             raise ValueError(
@@ -95,47 +85,17 @@ class LSTMCell(Cell):
                 f"got: proj_size={self.proj_size} and hidden_size={self.hidden_size}"
             )
 
-    @property
-    def kernel(self) -> Kernel:
-        return LSTMKernel()
+    def combine(self, gates: Any, carry: LSTMCarry) -> LSTMCarry:
+        c = gates.f * carry.c + gates.i * gates.g
+        return LSTMCarry(gates.o * jnp.tanh(c), c)
 
     @property
     def output_size(self) -> int:
         return self.proj_size or self.hidden_size
 
-    def init(self, key: jax.Array, dtype: DTypeLike = jnp.float32) -> LSTMParams:
-        """Draws the parameters from PyTorch's distribution."""
-        gates = 4 * self.hidden_size
-        return LSTMParams(
-            **draw_weights(
-                key,
-                self.hidden_size,
-                dtype,
-                w_ih=(self.input_size, gates),
-                w_hh=(self.output_size, gates),
-                b_ih=(gates,) if self.bias else None,
-                b_hh=(gates,) if self.bias else None,
-                w_hr=(self.hidden_size, self.proj_size) if self.proj_size else None,
-            )
-        )
+    def param_shapes(self) -> dict[str, tuple[int, ...] | None]:
+        w_hr = (self.hidden_size, self.proj_size) if self.proj_size else None
+        return super().param_shapes() | {"w_hr": w_hr}
 
-    def initial_carry(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike = jnp.float32
-    ) -> LSTMCarry:
-        """Zeros: `h` in `dtype`, `c` in float32 at least."""
-        return LSTMCarry(
-            h=jnp.zeros((*batch_shape, self.output_size), dtype),
-            c=jnp.zeros((*batch_shape, self.hidden_size), accumulation_dtype(dtype)),
-        )
-
-    def step(
-        self, params: LSTMParams, carry: LSTMCarry, x: jax.Array
-    ) -> tuple[LSTMCarry, jax.Array]:
-        """One time step."""
-        gates = project(x, params.w_ih, params.b_ih) + project(carry.h, params.w_hh, params.b_hh)
-        i, f, g, o = jnp.split(gates, 4, axis=-1)
-        c = jax.nn.sigmoid(f) * carry.c + jax.nn.sigmoid(i) * jnp.tanh(g)
-        h = (jax.nn.sigmoid(o) * jnp.tanh(c)).astype(x.dtype)
-        if params.w_hr is not None:
-            h = project(h, params.w_hr).astype(x.dtype)
-        return LSTMCarry(h, c), h
+    def projection(self, params: LSTMParams) -> jax.Array | None:
+        return params.w_hr

@@ -1,24 +1,17 @@
 """The Elman recurrence of `torch.nn.RNN`."""
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
-from seqjax.cells.base import (
-    Cell,
-    check_positive,
-    check_type,
-    draw_weights,
-    exportable,
-)
-from seqjax.ops.kernel import Kernel
-from seqjax.ops.precision import project
-from seqjax.ops.rnn.xla import RNNKernel
+from seqjax.cells.base import exportable
+from seqjax.cells.gated import GatedCell
+from seqjax.ops.gates import Activation
 
-NONLINEARITIES = {"tanh": jnp.tanh, "relu": jax.nn.relu}
+NONLINEARITIES: Mapping[str, Activation] = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 
 
 @exportable
@@ -32,7 +25,7 @@ class RNNParams(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class RNNCell(Cell):
+class RNNCell(GatedCell):
     """Elman recurrence, `h' = tanh(x W_ih + b_ih + h W_hh + b_hh)`, or relu for tanh.
 
     The carry is `h`, `(*batch, hidden_size)`, in the input's dtype, and the output is the new `h`.
@@ -57,53 +50,20 @@ class RNNCell(Cell):
     ((2, 5), (2, 5))
     """
 
-    input_size: int
-    hidden_size: int
-    bias: bool = True
+    params_type = RNNParams
+
     nonlinearity: str = "tanh"
 
     def __post_init__(self) -> None:
         check_nonlinearity(self.nonlinearity)
-        check_type("bias", self.bias, bool)
-        check_positive("input_size", self.input_size)
-        check_positive("hidden_size", self.hidden_size)
+        super().__post_init__()
 
     @property
-    def kernel(self) -> Kernel:
-        return RNNKernel(self.nonlinearity)
+    def gates(self) -> Mapping[str, Activation | None]:
+        return {"h": NONLINEARITIES[self.nonlinearity]}
 
-    @property
-    def output_size(self) -> int:
-        return self.hidden_size
-
-    def init(self, key: jax.Array, dtype: DTypeLike = jnp.float32) -> RNNParams:
-        """Draws the parameters from PyTorch's distribution."""
-        bias_shape = (self.hidden_size,) if self.bias else None
-        return RNNParams(
-            **draw_weights(
-                key,
-                self.hidden_size,
-                dtype,
-                w_ih=(self.input_size, self.hidden_size),
-                w_hh=(self.hidden_size, self.hidden_size),
-                b_ih=bias_shape,
-                b_hh=bias_shape,
-            )
-        )
-
-    def initial_carry(
-        self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike = jnp.float32
-    ) -> jax.Array:
-        """Zeros, `(*batch_shape, hidden_size)`."""
-        return jnp.zeros((*batch_shape, self.hidden_size), dtype)
-
-    def step(
-        self, params: RNNParams, carry: jax.Array, x: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """One time step."""
-        pre = project(x, params.w_ih, params.b_ih) + project(carry, params.w_hh, params.b_hh)
-        h = NONLINEARITIES[self.nonlinearity](pre).astype(x.dtype)
-        return h, h
+    def combine(self, gates: Any, h: jax.Array) -> jax.Array:
+        return gates.h
 
 
 def check_nonlinearity(nonlinearity: str) -> None:

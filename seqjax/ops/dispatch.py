@@ -1,11 +1,14 @@
 """Which implementation runs a cell over a whole sequence."""
 
-import jax
+from collections.abc import Mapping
 
-from seqjax.ops.kernel import Kernel
+import jax
 
 IMPLEMENTATIONS = ("scan", "xla")
 """The names that `implementation` may have, besides None."""
+
+PREFERRED = ("xla", "scan")
+"""The best first: None takes the first that applies."""
 
 
 def check_implementation(name: str | None) -> None:
@@ -15,31 +18,26 @@ def check_implementation(name: str | None) -> None:
         raise ValueError(f"unknown implementation {name!r}: expected None (choose) or {known}")
 
 
-def choose_implementation(name: str | None, kernel: Kernel | None, xs: jax.Array) -> str:
+def choose_implementation(name: str | None, why_not: Mapping[str, str | None]) -> str:
     """The implementation called `name`; `None` picks the best that applies.
 
     Args:
       name: one of `IMPLEMENTATIONS`, or None.
-      kernel: what the cell has for "xla".
-      xs: the inputs, `(T, *batch, features)`.
+      why_not: the reason why an implementation does not apply; of the others there is none.
 
     Raises:
       ValueError: no implementation has that name, or it does not apply here.
     """
     check_implementation(name)
-    if name == "scan":
-        return name
-    reason = _why_not_xla(kernel, xs)
-    if reason is None:
-        return "xla"
-    if name == "xla":
-        raise ValueError(f"implementation 'xla' does not apply: {reason}. Use None or 'scan'")
-    return "scan"
+    if name is None:
+        return next(known for known in PREFERRED if not why_not.get(known))
+    if reason := why_not.get(name):
+        raise ValueError(f"implementation {name!r} does not apply: {reason}. Use None or 'scan'")
+    return name
 
 
-def _why_not_xla(kernel: Kernel | None, xs: jax.Array) -> str | None:
-    if kernel is None:
-        return "this cell has no kernel, as RNNCell, LSTMCell and GRUCell have"
+def why_not_xla(xs: jax.Array) -> str | None:
+    """Why "xla" does not apply to these inputs, `(T, *batch, features)`; None if it does."""
     if not isinstance(xs.shape[0], int):
         return f"it needs a known number of steps, got a symbolic one: {xs.shape[0]}"
     if jax.sharding.get_abstract_mesh().explicit_axes:

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from seqjax.ops.kernel import Kernel, Saved, State, barrier
+from seqjax.ops import elementwise
+from seqjax.ops.elementwise import Saved, barrier
+from seqjax.ops.gates import Gated, State, keeps_apart
 from seqjax.ops.masking import where_valid, zero_padding
 from seqjax.ops.precision import cast_like, project, widen
 from seqjax.ops.sharding import vary_like
@@ -21,7 +23,7 @@ class Residuals(NamedTuple):
 
     before: State | None  # Leaves (T, rows, features): the states that the steps start from.
     hs: jax.Array  # (T, rows, features): h after every step, padding included.
-    saved: Saved  # Leaves (T, rows, features).
+    saved: Saved | None  # Leaves (T, rows, hidden_size).
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -58,17 +60,17 @@ def forward(
     Outputs are `hs` with zeros at padding.
     """
     length, rows, features = xs.shape
-    ahead = save or plan.kernel.projects_ahead(rows, params.w_ih)
-    width = params.w_ih.shape[1] if ahead else 0
-    steps = steps_of_forward(plan, length, rows, width, masked=mask is not None, saves=save)
+    buffers = _buffers(plan, params, state, xs, mask, save=save)
+    steps = steps_of_forward(plan, length, rows, params.w_ih.shape[1])
     chunks = length // steps
     order: jax.Array | None = None
     count: jax.Array | int = chunks
     if mask is not None:
         mask = split(mask, steps)
-        order, count = chunks_to_run(mask, plan.reverse)
+        if plan.skips:
+            order, count = chunks_to_run(mask, plan.reverse)
     split_xs = xs.reshape(chunks, steps * rows, features)
-    bias = _bias_of_inputs(plan.kernel, params)
+    bias = input_bias(plan.cell, widen(params))
 
     def run_chunk(index: Any, loop: Any) -> Any:
         if order is not None:
@@ -77,7 +79,7 @@ def forward(
             chunk = chunks - 1 - index if plan.reverse else index
         valid = None if mask is None else _at(mask, chunk)
         inputs = zero_padding(None if valid is None else valid.ravel(), _at(split_xs, chunk))
-        from_xs = barrier(project(inputs, params.w_ih)) if ahead else inputs
+        from_xs = barrier(project(inputs, params.w_ih))
 
         def run_step(index: Any, loop: Any) -> Any:
             state, residuals = loop
@@ -86,16 +88,15 @@ def forward(
             from_x = lax.dynamic_slice_in_dim(
                 from_xs, step * rows, rows, allow_negative_indices=False
             )
-            from_x = total(from_x if ahead else project(from_x, params.w_ih), bias)
-            new_state, saved = _step(plan.kernel, params, state, from_x, valid_step)
+            new_state, saved = _step(plan.cell, params, state, total(from_x, bias), valid_step)
             h = new_state.h if save else zero_padding(valid_step, new_state.h)
             values = Residuals(state, h, saved) if save else Residuals(None, h, None)
             return new_state, jax.tree.map(_put(chunk, step), residuals, values)
 
         return lax.fori_loop(0, steps, run_step, loop, unroll=min(plan.unroll, steps))
 
-    buffers = _buffers(plan, params, state, xs, save=save)
-    buffers = vary_like(jax.tree.map(lambda leaf: split(leaf, steps), buffers), (state, xs, mask))
+    buffers = jax.tree.map(lambda leaf: split(leaf, steps), buffers)
+    buffers = vary_like(buffers, (state, xs, mask))
     loop = (state, buffers)
     state, residuals = (
         run_chunk(0, loop) if chunks == 1 else lax.fori_loop(0, count, run_chunk, loop)
@@ -109,31 +110,21 @@ def _save_plainly(
     """What `forward_and_save` computes, by a plain scan."""
     # As in `reference.scan`, and for its reasons.
     wide_params = vary_like(widen(params), (state, xs, mask))
-    bias = _bias_of_inputs(plan.kernel, params)
+    bias = input_bias(plan.cell, widen(params))
 
     def body(state: State, inputs: Any) -> Any:
         from_x, valid = inputs
         step_params = cast_like(wide_params, params)
-        new_state, saved = _step(plan.kernel, step_params, state, from_x, valid)
+        new_state, saved = _step(plan.cell, step_params, state, from_x, valid)
         return new_state, Residuals(state, new_state.h, saved)
 
-    from_xs = total(_product(zero_padding(mask, xs), params.w_ih), bias)
+    from_xs = total(project(zero_padding(mask, xs), params.w_ih), bias)
     return lax.scan(body, state, (from_xs, mask), reverse=plan.reverse)
 
 
-def _product(xs: jax.Array, w_ih: jax.Array) -> jax.Array:
-    """`xs @ w_ih`, as one product: (steps, rows, gates)."""
-    steps, rows, features = xs.shape
-    product = project(xs.reshape(steps * rows, features), w_ih)
-    return product.reshape(steps, rows, product.shape[-1])
-
-
-def _bias_of_inputs(kernel: Kernel, params: Any) -> jax.Array | None:
+def input_bias(cell: Gated, params: Any) -> jax.Array | None:
     """What is added to the inputs' product: b_ih, and b_hh unless it belongs to the state's."""
-    if params.b_ih is None:
-        return None
-    bias = widen(params.b_ih)
-    return bias if kernel.separate else bias + widen(params.b_hh)
+    return params.b_ih if keeps_apart(cell) else total(params.b_ih, params.b_hh)
 
 
 def total(*terms: jax.Array | None) -> Any:
@@ -143,14 +134,18 @@ def total(*terms: jax.Array | None) -> Any:
 
 
 def _step(
-    kernel: Kernel, params: Any, state: State, from_x: jax.Array, valid: jax.Array | None
+    cell: Gated, params: Any, state: State, from_x: jax.Array, valid: jax.Array | None
 ) -> tuple[State, Saved]:
-    from_h = project(state.h, params.w_hh, params.b_hh if kernel.separate else None)
-    m, c, saved = kernel.step(from_x, from_h, state, None if valid is None else valid[:, None])
-    h = m.astype(state.h.dtype)
-    if projection(params) is not None:
-        h = project(h, params.w_hr).astype(state.h.dtype)
-    return State(h if valid is None else where_valid(valid, h, state.h), c), saved
+    from_h = project(state.h, params.w_hh, params.b_hh if keeps_apart(cell) else None)
+    expanded = None if valid is None else valid[:, None]
+    (wide_h, rest), saved = elementwise.step(cell, from_x, from_h, state, expanded)
+    h = wide_h.astype(state.h.dtype)
+    weight = cell.projection(params)
+    if weight is not None:
+        h = project(h, weight).astype(state.h.dtype)
+    elif h.dtype == wide_h.dtype:  # It is saved as that.
+        saved = tuple(None if gate is wide_h else gate for gate in saved)
+    return State(h if valid is None else where_valid(valid, h, state.h), rest), saved
 
 
 def _at(array: jax.Array, index: Any) -> jax.Array:
@@ -186,24 +181,12 @@ def _put_along(axis: int) -> Any:
     return put
 
 
-def _buffers(plan: Plan, params: Any, state: State, xs: jax.Array, *, save: bool) -> Residuals:
+def _buffers(
+    plan: Plan, params: Any, state: State, xs: jax.Array, mask: jax.Array | None, *, save: bool
+) -> Residuals:
     """What the loops write to. Only `hs` is read where nothing was written."""
-    length = xs.shape[0]
     if not save:
-        return Residuals(None, jnp.zeros((length, *state.h.shape), state.h.dtype), None)
-
-    def first_step(x: jax.Array) -> Residuals:
-        from_x = _product(x, params.w_ih)[0]
-        new_state, saved = _step(plan.kernel, params, state, from_x, None)
-        return Residuals(state, new_state.h, saved)
-
-    shapes, structure = jax.tree.flatten(jax.eval_shape(first_step, xs[:1]))
-    # Each holds another number: of equal arrays XLA makes one, and then copies of it.
-    buffers = [
-        jnp.full((length, *shape.shape), number, shape.dtype) for number, shape in enumerate(shapes)
-    ]
-    return jax.tree.unflatten(structure, buffers)
-
-
-def projection(params: Any) -> jax.Array | None:
-    return getattr(params, "w_hr", None)
+        return Residuals(None, jnp.zeros((len(xs), *state.h.shape), state.h.dtype), None)
+    saved = functools.partial(_save_plainly, plan)
+    _, shapes = jax.eval_shape(saved, params, state, xs, mask)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

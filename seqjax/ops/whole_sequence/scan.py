@@ -18,58 +18,56 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seqjax.ops.kernel import Kernel, State
+from seqjax.ops.gates import Gated, State
 from seqjax.ops.masking import zero_padding
 from seqjax.ops.precision import cast_like
 from seqjax.ops.sharding import vary_like
-from seqjax.ops.whole_sequence.chunks import LARGE_WEIGHTS, Plan, steps_of_derivative
+from seqjax.ops.whole_sequence.chunks import Plan, steps_of_derivative
 from seqjax.ops.whole_sequence.forward import forward, forward_and_save
 from seqjax.ops.whole_sequence.tangents import tangents_of_run
 
 
 def scan(
-    kernel: Kernel,
+    cell: Gated,
     params: Any,
-    state: State,
+    carry: Any,
     xs: jax.Array,
     *,
     mask: jax.Array | None,
     reverse: bool,
     unroll: int,
-) -> tuple[State, jax.Array]:
+) -> tuple[Any, jax.Array]:
     """Runs the cell over the leading axis of `xs`: what `reference.scan` gives, up to rounding.
 
     Args:
-      kernel: the cell's elementwise part.
-      params: `w_ih`, `w_hh`, `b_ih`, `b_hh` (None without bias), and `w_hr` for a projection.
-      state: leaves `(*batch, features)`.
+      cell: its gates and how they are combined.
+      params: `w_ih`, `w_hh`, `b_ih`, `b_hh` (None without bias), and what `cell.projection` finds.
+      carry: leaves `(*batch, features)`.
       xs: `(T, *batch, features)`.
       mask: bool `(T, *batch)`, or None.
       reverse: from the last step to the first.
       unroll: steps per iteration of the loop.
     """
     length, *batch, _ = xs.shape
+    if length == 0:
+        h = cell.split_carry(carry).h
+        return carry, jnp.zeros((0, *h.shape), h.dtype)
     rows = math.prod(batch)
     flat = functools.partial(_with_batch, batch, (rows,))
-    state = jax.tree.map(functools.partial(flat, 0), state)
+    state = jax.tree.map(functools.partial(flat, 0), cell.split_carry(carry))
     xs = flat(1, xs)
     mask = None if mask is None else flat(1, mask)
-    state, xs, mask = vary_like((state, xs, mask), (state, xs, mask, params))
 
-    large = params.w_ih.size + params.w_hh.size > LARGE_WEIGHTS
-    steps = steps_of_derivative(length, rows, large=large, masked=mask is not None)
-    whole = length - length % steps
-    pieces = [(0, whole, steps), (whole, length, length - whole)]
-    pieces = [piece for piece in pieces if piece[0] < piece[1]]
-    ys = [] if pieces else [jnp.zeros((0, *state.h.shape), state.h.dtype)]
-    for start, stop, steps in reversed(pieces) if reverse else pieces:
-        plan = Plan(kernel, steps, large, reverse, unroll)
-        piece_mask = None if mask is None else mask[start:stop]
-        state, piece_ys = _run(plan, params, state, xs[start:stop], piece_mask)
-        ys.append(piece_ys)
-    outputs = ys[0] if len(ys) == 1 else jnp.concatenate(ys[::-1] if reverse else ys)
+    steps = steps_of_derivative(length, rows)
+    plan = Plan(cell, steps, mask is not None, reverse, unroll)
+    if added := -length % steps:
+        # Masked, in place of another program compiled for the steps left over.
+        mask = jnp.ones((length, rows), bool) if mask is None else mask
+        xs, mask = (jnp.pad(a, [(0, added), *[(0, 0)] * (a.ndim - 1)]) for a in (xs, mask))
+    state, xs, mask = vary_like((state, xs, mask), (state, xs, mask, params))
+    state, ys = _run(plan, params, state, xs, mask)
     back = functools.partial(_with_batch, (rows,), batch)
-    return jax.tree.map(functools.partial(back, 0), state), back(1, outputs)
+    return cell.join_carry(jax.tree.map(functools.partial(back, 0), state)), back(1, ys[:length])
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -1,1 +1,0 @@
-"""Whole-sequence implementations of the GRU."""
