@@ -444,7 +444,7 @@ def check_layer_is_a_value(layer: seqjax.Layer) -> None:
 
 
 def check_dtypes_are_kept(layer: seqjax.Layer, implementation: str | None) -> None:
-    """Outputs, states and gradients come in the dtype that went in; what is kept beside h never is below float32."""
+    """Outputs, states and gradients keep their dtype; what is kept beside h is float32 at least."""
     _check_dtypes(layer, implementation, jnp.float64, jnp.float32, jnp.bfloat16, jnp.float16)
 
 
