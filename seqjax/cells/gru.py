@@ -30,7 +30,7 @@ class GRUParams(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class GRUCell(Cell):
+class GRUCell(Cell[GRUParams, jax.Array]):
     """Gated recurrent unit.
 
     ```

@@ -39,7 +39,7 @@ class LSTMCarry(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class LSTMCell(Cell):
+class LSTMCell(Cell[LSTMParams, LSTMCarry]):
     """Long short-term memory.
 
     ```

@@ -32,7 +32,7 @@ class RNNParams(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class RNNCell(Cell):
+class RNNCell(Cell[RNNParams, jax.Array]):
     """Elman recurrence, `h' = tanh(x W_ih + b_ih + h W_hh + b_hh)`, or relu for tanh.
 
     The carry is `h`, `(*batch, hidden_size)`, in the input's dtype, and the output is the new `h`.
