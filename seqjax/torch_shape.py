@@ -6,7 +6,6 @@ batch, size)` with index `layer * num_directions + direction`, whatever `batch_f
 
 import functools
 import inspect
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,44 +19,11 @@ from seqjax.cells.base import (
     Layer,
     Params,
     abstract_carry,
-    check_positive,
-    check_type,
     initial_carry,
 )
-from seqjax.layers import Bidirectional, BidirectionalCarry, Stack, check_dropout
+from seqjax.layers import Bidirectional, BidirectionalCarry, Stack
 from seqjax.recurrence import scan
 from seqjax.sequences import lengths_to_mask
-
-
-def check_arguments(
-    *,
-    input_size: int,
-    hidden_size: int,
-    num_layers: int,
-    bias: bool,
-    batch_first: bool,
-    dropout: float,
-    bidirectional: bool,
-) -> None:
-    """Checks the arguments that all three layers share, in PyTorch's order.
-
-    Raises:
-      TypeError, ValueError: where PyTorch does, and for a `bidirectional` that is no bool.
-    """
-    check_dropout(dropout)
-    if dropout > 0 and num_layers == 1:
-        warnings.warn(
-            "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
-            f"expects num_layers greater than 1, but got dropout={dropout} and "
-            f"num_layers={num_layers}",
-            stacklevel=3,
-        )
-    check_type("bias", bias, bool)
-    check_type("batch_first", batch_first, bool)
-    check_positive("input_size", input_size)
-    check_positive("hidden_size", hidden_size)
-    check_positive("num_layers", num_layers)
-    check_type("bidirectional", bidirectional, bool)
 
 
 def build_stack(

@@ -29,8 +29,9 @@ RANKS = {
     "interop": 4,
     "parameter_names": 4,
     "torch_shape": 4,
-    "linen": 5,
-    "nnx": 5,
+    "module_arguments": 5,
+    "linen": 6,
+    "nnx": 6,
 }
 """A part of seqjax (a module or a folder) imports only itself and parts of lower rank."""
 

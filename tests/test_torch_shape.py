@@ -29,6 +29,7 @@ import seqjax
 import seqjax.linen
 import seqjax.nnx
 from seqjax import torch_shape
+from seqjax.module_arguments import LayerArguments
 from seqjax.parameter_names import params_from_dict
 
 T, BATCH = 6, 4
@@ -733,17 +734,9 @@ class TestConstructorChecks:
             build(shell, kind, 3, 5, dropout=0)
 
     @pytest.mark.parametrize("size", [0, -1])
-    def test_check_arguments_stands_alone(self, size):
+    def test_sizes_are_looked_at_before_a_cell_is_made(self, size):
         with pytest.raises(ValueError, match=f"hidden_size must be greater than zero, got: {size}"):
-            torch_shape.check_arguments(
-                input_size=3,
-                hidden_size=size,
-                num_layers=1,
-                bias=True,
-                batch_first=False,
-                dropout=0.0,
-                bidirectional=False,
-            )
+            LayerArguments(3, size)._check()
 
 
 class TestBuildStack:

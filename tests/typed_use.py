@@ -9,9 +9,13 @@ from typing import Any, assert_type
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 from jax.typing import DTypeLike
 
 import seqjax
+import seqjax.linen
+import seqjax.nnx
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,3 +71,67 @@ def with_types(
     cell: seqjax.Cell[dict[str, jax.Array], jax.Array], key: jax.Array, xs: jax.Array
 ) -> None:
     assert_type(seqjax.scan(cell, cell.init(key), xs)[0], jax.Array)
+
+
+def nnx_modules(rngs: nnx.Rngs, x: jax.Array) -> None:
+    lstm = seqjax.nnx.LSTM(3, 5, 2, True, False, 0.0, False, 2, remat=True, rngs=rngs)
+    output, (h_n, c_n) = lstm(x, lengths=np.array([7, 2]))
+    assert_type(output, jax.Array)
+    assert_type(h_n, jax.Array)
+    lstm(np.asarray(x), (h_n, np.asarray(c_n)))
+    assert_type(seqjax.nnx.GRU(3, 5, rngs=rngs)(x, h_n), tuple[jax.Array, jax.Array])
+    assert_type(seqjax.nnx.RNN(3, 5, 1, "relu", rngs=rngs)(x), tuple[jax.Array, jax.Array])
+    assert_type(seqjax.nnx.LSTMCell(3, 5, rngs=rngs)(x), tuple[jax.Array, jax.Array])
+    assert_type(seqjax.nnx.GRUCell(3, 5, rngs=rngs)(x, h_n), jax.Array)
+    assert_type(seqjax.nnx.RNNCell(3, 5, True, "relu", rngs=rngs)(x, h_n), jax.Array)
+    assert_type(lstm.layer, seqjax.Stack)
+    assert_type(seqjax.nnx.LSTMCell(3, 5, rngs=rngs).layer, seqjax.LSTMCell)
+    assert_type(lstm.hidden_size, int)
+    assert_type(lstm.rngs, nnx.RngStream | None)
+    seqjax.nnx.Recurrent(seqjax.GRUCell(3, 5), batch_first=True, rngs=rngs)
+
+    seqjax.nnx.LSTM("3", 5, rngs=rngs)  # type: ignore[arg-type]
+    seqjax.nnx.LSTM(3, rngs=rngs)  # type: ignore[call-arg]
+    seqjax.nnx.LSTM(3, 5)  # type: ignore[call-arg]
+    seqjax.nnx.LSTM(3, 5, rngs=0)  # type: ignore[arg-type]
+    seqjax.nnx.LSTM(3, 5, hidden=7, rngs=rngs)  # type: ignore[call-arg]
+    seqjax.nnx.GRU(3, 5, proj_size=2, rngs=rngs)  # type: ignore[call-arg]
+    seqjax.nnx.GRU(3, 5, 1, True, False, 0.0, False, None, rngs=rngs)  # type: ignore[call-arg]
+    seqjax.nnx.RNN(3, 5, 1, True, rngs=rngs)  # type: ignore[arg-type]
+    seqjax.nnx.GRUCell(3, 5, True, None, rngs=rngs)  # type: ignore[call-arg]
+    seqjax.nnx.Recurrent(3, rngs=rngs)  # type: ignore[arg-type]
+    lstm(x, h_n)  # type: ignore[arg-type]
+    lstm(x, length=7)  # type: ignore[call-arg]
+    seqjax.nnx.GRU(3, 5, rngs=rngs)(x, (h_n, c_n))  # type: ignore[arg-type]
+    seqjax.nnx.GRUCell(3, 5, rngs=rngs)(x, (h_n, c_n))  # type: ignore[arg-type]
+
+
+def linen_modules(x: jax.Array) -> None:
+    lstm = seqjax.linen.LSTM(3, 5, 2, True, False, 0.0, False, 2, deterministic=True, name="lstm")
+    output, (h_n, c_n) = lstm(x, lengths=np.array([7, 2]))
+    assert_type(output, jax.Array)
+    assert_type(h_n, jax.Array)
+    lstm(np.asarray(x), (h_n, np.asarray(c_n)))
+    assert_type(seqjax.linen.GRU(3, 5)(x, h_n), tuple[jax.Array, jax.Array])
+    assert_type(seqjax.linen.RNN(3, 5, 1, "relu")(x), tuple[jax.Array, jax.Array])
+    assert_type(seqjax.linen.LSTMCell(3, 5)(x), tuple[jax.Array, jax.Array])
+    assert_type(seqjax.linen.GRUCell(3, 5)(x, h_n), jax.Array)
+    assert_type(seqjax.linen.RNNCell(3, 5, True, "relu")(x, h_n), jax.Array)
+    assert_type(lstm.layer, seqjax.Stack)
+    assert_type(seqjax.linen.LSTMCell(3, 5).layer, seqjax.LSTMCell)
+    assert_type(lstm.hidden_size, int)
+    seqjax.linen.Recurrent(seqjax.GRUCell(3, 5), batch_first=True, name="gru")
+
+    seqjax.linen.LSTM("3", 5)  # type: ignore[arg-type]
+    seqjax.linen.LSTM(3)  # type: ignore[call-arg]
+    seqjax.linen.LSTM(3, 5, hidden=7)  # type: ignore[call-arg]
+    seqjax.linen.LSTM(3, 5, deterministic=0)  # type: ignore[arg-type]
+    seqjax.linen.GRU(3, 5, proj_size=2)  # type: ignore[call-arg]
+    seqjax.linen.GRU(3, 5, 1, True, False, 0.0, False, None)  # type: ignore[call-arg]
+    seqjax.linen.RNN(3, 5, 1, True)  # type: ignore[arg-type]
+    seqjax.linen.GRUCell(3, 5, True, None)  # type: ignore[call-arg]
+    seqjax.linen.Recurrent(3)  # type: ignore[arg-type]
+    lstm(x, h_n)  # type: ignore[arg-type]
+    lstm(x, length=7)  # type: ignore[call-arg]
+    seqjax.linen.GRU(3, 5)(x, (h_n, c_n))  # type: ignore[arg-type]
+    seqjax.linen.GRUCell(3, 5)(x, (h_n, c_n))  # type: ignore[arg-type]
