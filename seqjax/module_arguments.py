@@ -13,11 +13,12 @@ Args:
   bias: whether there are biases.
   batch_first: inputs and outputs are `(*batch, T, features)`, not `(T, *batch, features)`; the
     layout of states stays.
-  dropout: probability of zeroing an element of each layer's output but the last one's, in training.
+  dropout: probability of zeroing an element of each layer's output but the last one's, in
+    training.
   bidirectional: a second set of weights reads the sequence backwards; features double.
   proj_size: features of output and h when above 0; 0 means no projection.
-  dtype: dtype to compute in, to which input, state and weights are cast; None: theirs, which must
-    be the same.
+  dtype: dtype to compute in, to which input, state and weights are cast; None: theirs, which
+    must be the same.
   param_dtype: dtype of the weights.
   implementation: as in `seqjax.scan`.
   remat: as in `seqjax.scan`.
@@ -26,7 +27,6 @@ Args:
 """
 
 import dataclasses
-import functools
 import inspect
 import re
 import sys
@@ -64,7 +64,9 @@ def documented(module: type[Module]) -> type[Module]:
         cell = module.__name__.removesuffix("Cell") + "Cell"
         source = f"https://docs.pytorch.org/docs/stable/generated/torch.nn.{module.__name__}.html"
         sections.insert(1, f"Equation: `seqjax.{cell}`. Source:\n{source}")
-        sections.insert(3, "Raises:\n  TypeError, ValueError: where PyTorch raises.")
+        sections.insert(
+            3, "Raises:\n  TypeError, ValueError: where PyTorch raises, and for sizes below 1."
+        )
     module.__doc__ = "\n\n".join(sections)
     return module
 
@@ -140,10 +142,10 @@ class LayerArguments(_Sizes, SequenceArguments):
     @property
     def layer(self) -> Stack:
         """The layer of the core that the arguments stand for."""
-        cell = self._cell(self.input_size)
-        return _stack(cell, self.num_layers, self.dropout, self.bidirectional)
+        return build_stack(self._cell(), self.num_layers, self.dropout, self.bidirectional)
 
-    def _cell(self, input_size: int) -> Cell:
+    def _cell(self) -> Cell:
+        """The cell that reads the input."""
         raise NotImplementedError
 
     def _check(self) -> None:
@@ -165,15 +167,6 @@ class LayerArguments(_Sizes, SequenceArguments):
         super()._check()
 
 
-# Made once: what a call asks of its layer is kept under it, and found at once for the same object.
-@functools.lru_cache
-def _stack(cell: Any, num_layers: int, dropout: float, bidirectional: bool) -> Stack:
-    def make_cell(input_size: int) -> Cell:
-        return dataclasses.replace(cell, input_size=input_size)
-
-    return build_stack(make_cell, cell.input_size, num_layers, dropout, bidirectional)
-
-
 def _level_of_user() -> int:
     """How far up from our caller's line the one is that makes the module."""
     level, frame = 1, sys._getframe(1)
@@ -190,8 +183,8 @@ class RNNArguments(LayerArguments, _Nonlinearity, _Sizes):
         check_nonlinearity(self.nonlinearity)  # PyTorch looks at it first.
         super()._check()
 
-    def _cell(self, input_size: int) -> Cell:
-        return cells.RNNCell(input_size, self.hidden_size, self.bias, self.nonlinearity)
+    def _cell(self) -> Cell:
+        return cells.RNNCell(self.input_size, self.hidden_size, self.bias, self.nonlinearity)
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -200,15 +193,15 @@ class LSTMArguments(LayerArguments):
 
     proj_size: int = 0
 
-    def _cell(self, input_size: int) -> Cell:
-        return cells.LSTMCell(input_size, self.hidden_size, self.bias, self.proj_size)
+    def _cell(self) -> Cell:
+        return cells.LSTMCell(self.input_size, self.hidden_size, self.bias, self.proj_size)
 
 
 class GRUArguments(LayerArguments):
     """The arguments of `GRU`."""
 
-    def _cell(self, input_size: int) -> Cell:
-        return cells.GRUCell(input_size, self.hidden_size, self.bias)
+    def _cell(self) -> Cell:
+        return cells.GRUCell(self.input_size, self.hidden_size, self.bias)
 
 
 @dataclasses.dataclass(eq=False, repr=False)

@@ -4,9 +4,10 @@ Everything that `seqjax.nnx` and `seqjax.linen` share. States are `(num_layers *
 batch, size)` with index `layer * num_directions + direction`, whatever `batch_first` says.
 """
 
+import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -26,17 +27,14 @@ from seqjax.recurrence import scan
 from seqjax.sequences import lengths_to_mask
 
 
-def build_stack(
-    make_cell: Callable[[int], Cell],
-    input_size: int,
-    num_layers: int,
-    dropout: float,
-    bidirectional: bool,
-) -> Stack:
-    """The layer of the core that PyTorch's arguments describe; `make_cell` takes an input_size."""
+# Modules ask for it at every call, and what is kept of a layer is found faster for the same object.
+@functools.lru_cache
+def build_stack(cell: Any, num_layers: int, dropout: float, bidirectional: bool) -> Stack:
+    """The layer of the core that PyTorch's arguments describe; `cell` reads the input."""
     layers: list[Layer] = []
     for _ in range(num_layers):
-        cell = make_cell(layers[-1].output_size if layers else input_size)
+        if layers:
+            cell = dataclasses.replace(cell, input_size=layers[-1].output_size)
         layers.append(Bidirectional(cell, cell) if bidirectional else cell)
     return Stack(layers, dropout=dropout)
 
