@@ -98,7 +98,7 @@ class _TorchWeights(_Parameters):
 class _OverSequences(_Parameters, arguments.SequenceArguments):
     """What modules that run over whole sequences have besides parameters."""
 
-    rngs: nnx.RngStream | None
+    rngs: nnx.RngStream | None  # What is kept of the argument.
 
     def __post_init__(self, rngs: nnx.Rngs) -> None:
         self._check()
