@@ -30,7 +30,7 @@ class BidirectionalCarry(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Stack(Layer):
+class Stack(Layer[tuple[Params, ...], tuple[Carry, ...]]):
     """Layers one after the other: each reads the outputs of the one before.
 
     Parameters and carry are tuples with one entry a layer. In training (a key given to
@@ -130,7 +130,7 @@ class Stack(Layer):
 
 
 @dataclasses.dataclass(frozen=True)
-class Bidirectional(Layer):
+class Bidirectional(Layer[BidirectionalParams, BidirectionalCarry]):
     """Two layers over the same sequence, the second in reversed time; features are concatenated.
 
     Outputs are `[forward, backward]` on the feature axis. With a mask the backward layer starts

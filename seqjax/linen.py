@@ -7,28 +7,19 @@ those of `seqjax.nnx`, for example `layers_0/forward/w_ih`.
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Generic
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.core import Scope
 from jax.typing import ArrayLike, DTypeLike
 
-from seqjax import cells, torch_shape
-from seqjax.cells.base import (
-    Carry,
-    Cell,
-    Layer,
-    Params,
-    abstract_params,
-    check_layer,
-    check_type,
-)
-from seqjax.cells.rnn import check_nonlinearity
+from seqjax import module_arguments as arguments
+from seqjax import torch_shape
+from seqjax.cells.base import Carry, Layer, Params, abstract_params
 from seqjax.interop.torch import load_params, params_to_torch, torch_dtype
-from seqjax.layers import Stack
+from seqjax.module_arguments import LSTMState, LSTMStateLike, State, StateLike, documented
 from seqjax.parameter_names import params_from_dict, params_to_dict
 
 Variables = Mapping[str, Any]
@@ -124,11 +115,8 @@ def _traced_once(layer: Layer, key: jax.Array, dtype: DTypeLike) -> Params:
     return layer.init(key, dtype)
 
 
-class _Parameters(nn.Module):
+class _Parameters(nn.Module, arguments.ModuleArguments):
     """The parameters of one layer of the core, under their names."""
-
-    dtype: DTypeLike | None = dataclasses.field(default=None, kw_only=True)
-    param_dtype: DTypeLike = dataclasses.field(default=jnp.float32, kw_only=True)
 
     def __post_init__(self) -> None:
         # Where the arguments are given, not at the first call; and not in the copies that Flax
@@ -136,11 +124,6 @@ class _Parameters(nn.Module):
         if not isinstance(self.parent, Scope):
             self._check()
         super().__post_init__()
-
-    @nn.nowrap
-    def _check(self) -> None:
-        """Raises for arguments that do not make a layer."""
-        _ = self.layer
 
     @nn.nowrap
     def _params(self) -> Params:
@@ -155,41 +138,26 @@ class _Parameters(nn.Module):
         )
 
 
-class _OverSequences(_Parameters):
-    """What modules that run over whole sequences have besides parameters."""
-
-    implementation: str | None = dataclasses.field(default=None, kw_only=True)
-    remat: bool = dataclasses.field(default=False, kw_only=True)
+@dataclasses.dataclass(eq=False, repr=False)  # Linen's own way hides `kw_only` from type checkers.
+class _Deterministic:
     deterministic: bool | None = dataclasses.field(default=None, kw_only=True)
 
+
+class _OverSequences(_Parameters, _Deterministic, arguments.SequenceArguments):
+    """What modules that run over whole sequences have besides parameters."""
+
     @nn.nowrap
-    def _options(self, deterministic: bool | None) -> dict[str, Any]:
-        key = None
-        if self.layer.draws_dropout and not nn.merge_param(
+    def _dropout_key(self, deterministic: bool | None) -> jax.Array | None:
+        if not self.layer.draws_dropout or nn.merge_param(
             "deterministic", self.deterministic, deterministic
         ):
-            key = self.make_rng("dropout")
-        return {
-            "batch_first": self.batch_first,
-            "dtype": self.dtype,
-            "implementation": self.implementation,
-            "remat": self.remat,
-            "key": key,
-        }
+            return None
+        return self.make_rng("dropout")
 
 
-class Recurrent(_OverSequences):
+@documented
+class Recurrent(_OverSequences, arguments.RecurrentArguments):
     """Any layer of the core as a module: a cell, `Stack`, `Bidirectional` or one of your own.
-
-    Args:
-      layer: the layer.
-      batch_first: inputs and outputs are `(*batch, T, features)`, not `(T, *batch, features)`.
-      dtype: dtype to compute in, to which inputs and weights are cast; None: theirs, which must be
-        the same.
-      param_dtype: dtype of the weights.
-      implementation: as in `seqjax.scan`.
-      remat: as in `seqjax.scan`.
-      deterministic: True turns dropout off; given here or in the call.
 
     >>> import jax, jax.numpy as jnp, seqjax, seqjax.linen
     >>> layer = seqjax.Stack([seqjax.GRUCell(3, 8), seqjax.LSTMCell(8, 5)])
@@ -200,14 +168,6 @@ class Recurrent(_OverSequences):
     >>> output.shape, carry[0].shape, carry[1].c.shape
     ((7, 2, 5), (2, 8), (2, 5))
     """
-
-    layer: Layer
-    batch_first: bool = dataclasses.field(default=False, kw_only=True)
-
-    @nn.nowrap
-    def _check(self) -> None:
-        check_layer("layer", self.layer)
-        check_type("batch_first", self.batch_first, bool)
 
     @nn.compact
     def __call__(
@@ -233,47 +193,29 @@ class Recurrent(_OverSequences):
         """
         return torch_shape.apply_recurrent(
             type(self).__name__, self.layer, self._params(), input, carry,
-            lengths=lengths, mask=mask, **self._options(deterministic),
+            lengths=lengths, mask=mask, **self._options(self._dropout_key(deterministic)),
         )  # fmt: skip
 
 
 class _TorchModule(_Parameters):
-    """A module that PyTorch has too: its arguments stand for a layer of the core."""
+    """A module that PyTorch has too."""
 
 
-class _TorchLayer(_OverSequences, _TorchModule):
+class _TorchLayer(
+    _OverSequences, _TorchModule, arguments.LayerArguments, Generic[StateLike, State]
+):
     """`RNN`, `LSTM` and `GRU`: their call."""
-
-    @nn.nowrap
-    def _check(self) -> None:
-        torch_shape.check_arguments(
-            input_size=self.input_size,
-            hidden_size=self.hidden_size,
-            num_layers=self.num_layers,
-            bias=self.bias,
-            batch_first=self.batch_first,
-            dropout=self.dropout,
-            bidirectional=self.bidirectional,
-        )
-        super()._check()
-
-    @property
-    def layer(self) -> Stack:
-        """The layer of the core that this module stands for."""
-        return torch_shape.build_stack(
-            self._cell, self.input_size, self.num_layers, self.dropout, self.bidirectional
-        )
 
     @nn.compact
     def __call__(
         self,
         input: ArrayLike,
-        hx: Any = None,
+        hx: StateLike | None = None,
         *,
         lengths: ArrayLike | None = None,
         mask: ArrayLike | None = None,
         deterministic: bool | None = None,
-    ) -> tuple[jax.Array, Any]:
+    ) -> tuple[jax.Array, State]:
         """Runs the layer over a sequence, as PyTorch's `forward` does.
 
         Args:
@@ -296,35 +238,13 @@ class _TorchLayer(_OverSequences, _TorchModule):
         """
         return torch_shape.apply_stack(
             type(self).__name__, self.layer, self._params(), input, hx,
-            lengths=lengths, mask=mask, **self._options(deterministic),
+            lengths=lengths, mask=mask, **self._options(self._dropout_key(deterministic)),
         )  # fmt: skip
 
 
-class LSTM(_TorchLayer):
+@documented
+class LSTM(_TorchLayer[LSTMStateLike, LSTMState], arguments.LSTMArguments):
     """`torch.nn.LSTM`, with its optional projection.
-
-    Equation: `seqjax.LSTMCell`. Source:
-    https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTM.html
-
-    Args:
-      input_size: features of the input.
-      hidden_size: features of the state.
-      num_layers: layers one after the other.
-      bias: whether there are biases.
-      batch_first: input and output are `(batch, T, features)`; states never are.
-      dropout: probability of zeroing an element of each layer's output but the last one's, in
-        training.
-      bidirectional: a second set of weights reads the sequence backwards; features double.
-      proj_size: features of output and h when above 0; 0 means no projection.
-      dtype: dtype to compute in, to which input, state and weights are cast; None: theirs, which
-        must be the same.
-      param_dtype: dtype of the weights.
-      implementation: as in `seqjax.scan`.
-      remat: as in `seqjax.scan`.
-      deterministic: True turns dropout off; given here or in the call.
-
-    Raises:
-      TypeError, ValueError: where PyTorch raises.
 
     >>> import jax, jax.numpy as jnp, seqjax.linen
     >>> lstm = seqjax.linen.LSTM(10, 20, num_layers=2, batch_first=True)
@@ -335,31 +255,10 @@ class LSTM(_TorchLayer):
     ((3, 5, 20), (2, 3, 20))
     """
 
-    input_size: int
-    hidden_size: int
-    num_layers: int = 1
-    bias: bool = True
-    batch_first: bool = False
-    dropout: float = 0.0
-    bidirectional: bool = False
-    proj_size: int = 0
 
-    @nn.nowrap
-    def _cell(self, input_size: int) -> Cell:
-        return cells.LSTMCell(input_size, self.hidden_size, self.bias, self.proj_size)
-
-
-class GRU(_TorchLayer):
+@documented
+class GRU(_TorchLayer[ArrayLike, jax.Array], arguments.GRUArguments):
     """`torch.nn.GRU`.
-
-    Equation: `seqjax.GRUCell`. Source:
-    https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html
-
-    Args:
-      Those of `LSTM`, without `proj_size`.
-
-    Raises:
-      TypeError, ValueError: where PyTorch raises.
 
     >>> import jax, jax.numpy as jnp, seqjax.linen
     >>> gru = seqjax.linen.GRU(10, 20, num_layers=2, batch_first=True)
@@ -370,31 +269,10 @@ class GRU(_TorchLayer):
     ((3, 5, 20), (2, 3, 20))
     """
 
-    input_size: int
-    hidden_size: int
-    num_layers: int = 1
-    bias: bool = True
-    batch_first: bool = False
-    dropout: float = 0.0
-    bidirectional: bool = False
 
-    @nn.nowrap
-    def _cell(self, input_size: int) -> Cell:
-        return cells.GRUCell(input_size, self.hidden_size, self.bias)
-
-
-class RNN(_TorchLayer):
+@documented
+class RNN(_TorchLayer[ArrayLike, jax.Array], arguments.RNNArguments):
     """`torch.nn.RNN`, tanh or relu.
-
-    Equation: `seqjax.RNNCell`. Source:
-    https://docs.pytorch.org/docs/stable/generated/torch.nn.RNN.html
-
-    Args:
-      Those of `LSTM`, without `proj_size`, and in fourth place
-      nonlinearity: "tanh" or "relu".
-
-    Raises:
-      TypeError, ValueError: where PyTorch raises.
 
     >>> import jax, jax.numpy as jnp, seqjax.linen
     >>> rnn = seqjax.linen.RNN(10, 20, num_layers=2, batch_first=True)
@@ -405,30 +283,12 @@ class RNN(_TorchLayer):
     ((3, 5, 20), (2, 3, 20))
     """
 
-    input_size: int
-    hidden_size: int
-    num_layers: int = 1
-    nonlinearity: str = "tanh"
-    bias: bool = True
-    batch_first: bool = False
-    dropout: float = 0.0
-    bidirectional: bool = False
 
-    @nn.nowrap
-    def _check(self) -> None:
-        check_nonlinearity(self.nonlinearity)  # PyTorch looks at it first.
-        super()._check()
-
-    @nn.nowrap
-    def _cell(self, input_size: int) -> Cell:
-        return cells.RNNCell(input_size, self.hidden_size, self.bias, self.nonlinearity)
-
-
-class _TorchCell(_TorchModule):
+class _TorchCell(_TorchModule, arguments.CellArguments, Generic[StateLike, State]):
     """`RNNCell`, `LSTMCell` and `GRUCell`: their call."""
 
     @nn.compact
-    def __call__(self, input: ArrayLike, hx: Any = None) -> Any:
+    def __call__(self, input: ArrayLike, hx: StateLike | None = None) -> State:
         """One step, as PyTorch's `forward` does it.
 
         Args:
@@ -447,22 +307,9 @@ class _TorchCell(_TorchModule):
         )
 
 
-class LSTMCell(_TorchCell):
+@documented
+class LSTMCell(_TorchCell[LSTMStateLike, LSTMState], arguments.LSTMCellArguments):
     """`torch.nn.LSTMCell`: one step.
-
-    Equation: `seqjax.LSTMCell`. Source:
-    https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTMCell.html
-
-    Args:
-      input_size: features of the input.
-      hidden_size: features of the state.
-      bias: whether there are biases.
-      dtype: dtype to compute in, to which input, state and weights are cast; None: theirs, which
-        must be the same.
-      param_dtype: dtype of the weights.
-
-    Raises:
-      TypeError, ValueError: where PyTorch raises, and for sizes below 1.
 
     >>> import jax, jax.numpy as jnp, seqjax.linen
     >>> cell = seqjax.linen.LSTMCell(10, 20)
@@ -471,32 +318,10 @@ class LSTMCell(_TorchCell):
     (3, 20)
     """
 
-    input_size: int
-    hidden_size: int
-    bias: bool = True
 
-    @property
-    def layer(self) -> Cell:
-        """The cell of the core that this module stands for."""
-        return cells.LSTMCell(self.input_size, self.hidden_size, self.bias)
-
-
-class GRUCell(_TorchCell):
+@documented
+class GRUCell(_TorchCell[ArrayLike, jax.Array], arguments.GRUCellArguments):
     """`torch.nn.GRUCell`: one step.
-
-    Equation: `seqjax.GRUCell`. Source:
-    https://docs.pytorch.org/docs/stable/generated/torch.nn.GRUCell.html
-
-    Args:
-      input_size: features of the input.
-      hidden_size: features of the state.
-      bias: whether there are biases.
-      dtype: dtype to compute in, to which input, state and weights are cast; None: theirs, which
-        must be the same.
-      param_dtype: dtype of the weights.
-
-    Raises:
-      TypeError, ValueError: where PyTorch raises, and for sizes below 1.
 
     >>> import jax, jax.numpy as jnp, seqjax.linen
     >>> cell = seqjax.linen.GRUCell(10, 20)
@@ -505,33 +330,10 @@ class GRUCell(_TorchCell):
     (3, 20)
     """
 
-    input_size: int
-    hidden_size: int
-    bias: bool = True
 
-    @property
-    def layer(self) -> Cell:
-        """The cell of the core that this module stands for."""
-        return cells.GRUCell(self.input_size, self.hidden_size, self.bias)
-
-
-class RNNCell(_TorchCell):
+@documented
+class RNNCell(_TorchCell[ArrayLike, jax.Array], arguments.RNNCellArguments):
     """`torch.nn.RNNCell`: one step.
-
-    Equation: `seqjax.RNNCell`. Source:
-    https://docs.pytorch.org/docs/stable/generated/torch.nn.RNNCell.html
-
-    Args:
-      input_size: features of the input.
-      hidden_size: features of the state.
-      bias: whether there are biases.
-      nonlinearity: "tanh" or "relu".
-      dtype: dtype to compute in, to which input, state and weights are cast; None: theirs, which
-        must be the same.
-      param_dtype: dtype of the weights.
-
-    Raises:
-      TypeError, ValueError: where PyTorch raises, and for sizes below 1.
 
     >>> import jax, jax.numpy as jnp, seqjax.linen
     >>> cell = seqjax.linen.RNNCell(10, 20)
@@ -539,13 +341,3 @@ class RNNCell(_TorchCell):
     >>> h.shape
     (3, 20)
     """
-
-    input_size: int
-    hidden_size: int
-    bias: bool = True
-    nonlinearity: str = "tanh"
-
-    @property
-    def layer(self) -> Cell:
-        """The cell of the core that this module stands for."""
-        return cells.RNNCell(self.input_size, self.hidden_size, self.bias, self.nonlinearity)

@@ -4,33 +4,34 @@ They own parameters and compute nothing themselves: the functional core does. Pa
 those of `seqjax.linen`, for example `layers_0/forward/w_ih`.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, Self
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Generic, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
-from seqjax import cells, torch_shape
-from seqjax.cells.base import Carry, Layer, Params, check_layer, check_type
-from seqjax.cells.rnn import check_nonlinearity
+from seqjax import module_arguments as arguments
+from seqjax import torch_shape
+from seqjax.cells.base import Carry, Params
 from seqjax.interop.torch import load_params, params_to_torch, torch_dtype
-from seqjax.layers import Stack
+from seqjax.module_arguments import LSTMState, LSTMStateLike, State, StateLike, documented
 from seqjax.parameter_names import params_from_dict, params_to_dict
 
+Draws = nnx.Rngs | nnx.RngStream | jax.Array
 
-class _Parameters(nnx.Module):
+
+@nnx.dataclass(eq=False)
+class _Parameters(nnx.Module, arguments.ModuleArguments):
     """The parameters of one layer of the core, as `nnx.Param`s under their names."""
 
-    def __init__(
-        self, layer: Layer, dtype: DTypeLike | None, param_dtype: DTypeLike, rngs: nnx.Rngs
-    ) -> None:
-        self.layer = layer
-        self.dtype = dtype
-        self.param_dtype = param_dtype
-        for name, tree in params_to_dict(layer.init(rngs.params(), param_dtype)).items():
+    rngs: dataclasses.InitVar[nnx.Rngs] = dataclasses.field(kw_only=True)
+
+    def __post_init__(self, rngs: nnx.Rngs) -> None:
+        params = self.layer.init(rngs.params(), self.param_dtype)
+        for name, tree in params_to_dict(params).items():
             if hasattr(type(self), name) or name in vars(self):
                 raise ValueError(
                     f"the layer has a parameter {name!r}, but {type(self).__name__} has an "
@@ -94,27 +95,17 @@ class _TorchWeights(_Parameters):
         return module
 
 
-class _OverSequences(_Parameters):
+class _OverSequences(_Parameters, arguments.SequenceArguments):
     """What modules that run over whole sequences have besides parameters."""
 
-    def __init__(
-        self,
-        layer: Layer,
-        *,
-        batch_first: bool,
-        dtype: DTypeLike | None,
-        param_dtype: DTypeLike,
-        implementation: str | None,
-        remat: bool,
-        rngs: nnx.Rngs,
-    ) -> None:
-        self.batch_first = batch_first
-        self.implementation = implementation
-        self.remat = remat
+    rngs: nnx.RngStream | None  # What is kept of the argument.
+
+    def __post_init__(self, rngs: nnx.Rngs) -> None:
+        self._check()
         self.deterministic = False
         # Held only where something is drawn, so that no key lands among the saved state otherwise.
-        self.rngs = nnx.data(rngs["dropout"].fork() if layer.draws_dropout else None)
-        super().__init__(layer, dtype, param_dtype, rngs)
+        self.rngs = nnx.data(rngs["dropout"].fork() if self.layer.draws_dropout else None)
+        super().__post_init__(rngs)
 
     def set_view(self, deterministic: bool | None = None) -> None:
         """Sets the mode of a view that `nnx.view` makes.
@@ -125,20 +116,7 @@ class _OverSequences(_Parameters):
         if deterministic is not None:
             self.deterministic = deterministic
 
-    def _options(
-        self, deterministic: bool | None, rngs: nnx.Rngs | nnx.RngStream | jax.Array | None
-    ) -> dict[str, Any]:
-        return {
-            "batch_first": self.batch_first,
-            "dtype": self.dtype,
-            "implementation": self.implementation,
-            "remat": self.remat,
-            "key": self._dropout_key(deterministic, rngs),
-        }
-
-    def _dropout_key(
-        self, deterministic: bool | None, rngs: nnx.Rngs | nnx.RngStream | jax.Array | None
-    ) -> jax.Array | None:
+    def _dropout_key(self, deterministic: bool | None, rngs: Draws | None) -> jax.Array | None:
         if deterministic is None:
             deterministic = self.deterministic
         if deterministic or not self.layer.draws_dropout:
@@ -157,18 +135,10 @@ class _OverSequences(_Parameters):
                 )
 
 
-class Recurrent(_OverSequences):
+@documented
+@nnx.dataclass(eq=False)
+class Recurrent(_OverSequences, arguments.RecurrentArguments):
     """Any layer of the core as a module: a cell, `Stack`, `Bidirectional` or one of your own.
-
-    Args:
-      layer: the layer.
-      batch_first: inputs and outputs are `(*batch, T, features)`, not `(T, *batch, features)`.
-      dtype: dtype to compute in, to which inputs and weights are cast; None: theirs, which must be
-        the same.
-      param_dtype: dtype of the weights.
-      implementation: as in `seqjax.scan`.
-      remat: as in `seqjax.scan`.
-      rngs: draws the weights ("params") and dropout ("dropout").
 
     >>> from flax import nnx
     >>> import jax.numpy as jnp, seqjax, seqjax.nnx
@@ -179,29 +149,6 @@ class Recurrent(_OverSequences):
     ((7, 2, 5), (2, 8), (2, 5))
     """
 
-    def __init__(
-        self,
-        layer: Layer,
-        *,
-        batch_first: bool = False,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-        implementation: str | None = None,
-        remat: bool = False,
-        rngs: nnx.Rngs,
-    ) -> None:
-        check_layer("layer", layer)
-        check_type("batch_first", batch_first, bool)
-        super().__init__(
-            layer,
-            batch_first=batch_first,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            implementation=implementation,
-            remat=remat,
-            rngs=rngs,
-        )
-
     def __call__(
         self,
         input: ArrayLike,
@@ -210,7 +157,7 @@ class Recurrent(_OverSequences):
         lengths: ArrayLike | None = None,
         mask: ArrayLike | None = None,
         deterministic: bool | None = None,
-        rngs: nnx.Rngs | nnx.RngStream | jax.Array | None = None,
+        rngs: Draws | None = None,
     ) -> tuple[jax.Array, Carry]:
         """Runs the layer over a sequence.
 
@@ -227,55 +174,25 @@ class Recurrent(_OverSequences):
         """
         return torch_shape.apply_recurrent(
             type(self).__name__, self.layer, self.params, input, carry,
-            lengths=lengths, mask=mask, **self._options(deterministic, rngs),
+            lengths=lengths, mask=mask, **self._options(self._dropout_key(deterministic, rngs)),
         )  # fmt: skip
 
 
-class _TorchLayer(_OverSequences, _TorchWeights):
-    """`RNN`, `LSTM` and `GRU`: their attributes and their call."""
-
-    layer: Stack
-
-    def __init__(
-        self,
-        make_cell: Callable[[int], cells.Cell],
-        input_size: int,
-        hidden_size: int,
-        num_layers: int,
-        bias: bool,
-        batch_first: bool,
-        dropout: float,
-        bidirectional: bool,
-        **options: Any,
-    ) -> None:
-        torch_shape.check_arguments(
-            input_size=input_size,
-            hidden_size=hidden_size,
-            num_layers=num_layers,
-            bias=bias,
-            batch_first=batch_first,
-            dropout=dropout,
-            bidirectional=bidirectional,
-        )
-        layer = torch_shape.build_stack(make_cell, input_size, num_layers, dropout, bidirectional)
-        super().__init__(layer, batch_first=batch_first, **options)
-        self.input_size = input_size
-        self.hidden_size = hidden_size
-        self.num_layers = num_layers
-        self.bias = bias
-        self.dropout = layer.dropout
-        self.bidirectional = bidirectional
+class _TorchLayer(
+    _OverSequences, _TorchWeights, arguments.LayerArguments, Generic[StateLike, State]
+):
+    """`RNN`, `LSTM` and `GRU`: their call."""
 
     def __call__(
         self,
         input: ArrayLike,
-        hx: Any = None,
+        hx: StateLike | None = None,
         *,
         lengths: ArrayLike | None = None,
         mask: ArrayLike | None = None,
         deterministic: bool | None = None,
-        rngs: nnx.Rngs | nnx.RngStream | jax.Array | None = None,
-    ) -> tuple[jax.Array, Any]:
+        rngs: Draws | None = None,
+    ) -> tuple[jax.Array, State]:
         """Runs the layer over a sequence, as PyTorch's `forward` does.
 
         Args:
@@ -298,35 +215,14 @@ class _TorchLayer(_OverSequences, _TorchWeights):
         """
         return torch_shape.apply_stack(
             type(self).__name__, self.layer, self.params, input, hx,
-            lengths=lengths, mask=mask, **self._options(deterministic, rngs),
+            lengths=lengths, mask=mask, **self._options(self._dropout_key(deterministic, rngs)),
         )  # fmt: skip
 
 
-class LSTM(_TorchLayer):
+@documented
+@nnx.dataclass(eq=False)
+class LSTM(_TorchLayer[LSTMStateLike, LSTMState], arguments.LSTMArguments):
     """`torch.nn.LSTM`, with its optional projection.
-
-    Equation: `seqjax.LSTMCell`. Source:
-    https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTM.html
-
-    Args:
-      input_size: features of the input.
-      hidden_size: features of the state.
-      num_layers: layers one after the other.
-      bias: whether there are biases.
-      batch_first: input and output are `(batch, T, features)`; states never are.
-      dropout: probability of zeroing an element of each layer's output but the last one's, in
-        training.
-      bidirectional: a second set of weights reads the sequence backwards; features double.
-      proj_size: features of output and h when above 0; 0 means no projection.
-      dtype: dtype to compute in, to which input, state and weights are cast; None: theirs, which
-        must be the same.
-      param_dtype: dtype of the weights.
-      implementation: as in `seqjax.scan`.
-      remat: as in `seqjax.scan`.
-      rngs: draws the weights ("params") and dropout ("dropout").
-
-    Raises:
-      TypeError, ValueError: where PyTorch raises.
 
     >>> from flax import nnx
     >>> import jax.numpy as jnp, seqjax.nnx
@@ -336,52 +232,11 @@ class LSTM(_TorchLayer):
     ((3, 5, 20), (2, 3, 20))
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        proj_size: int = 0,
-        *,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-        implementation: str | None = None,
-        remat: bool = False,
-        rngs: nnx.Rngs,
-    ) -> None:
-        super().__init__(
-            lambda size: cells.LSTMCell(size, hidden_size, bias, proj_size),
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            implementation=implementation,
-            remat=remat,
-            rngs=rngs,
-        )
-        self.proj_size = proj_size
 
-
-class GRU(_TorchLayer):
+@documented
+@nnx.dataclass(eq=False)
+class GRU(_TorchLayer[ArrayLike, jax.Array], arguments.GRUArguments):
     """`torch.nn.GRU`.
-
-    Equation: `seqjax.GRUCell`. Source:
-    https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html
-
-    Args:
-      Those of `LSTM`, without `proj_size`.
-
-    Raises:
-      TypeError, ValueError: where PyTorch raises.
 
     >>> from flax import nnx
     >>> import jax.numpy as jnp, seqjax.nnx
@@ -391,51 +246,11 @@ class GRU(_TorchLayer):
     ((3, 5, 20), (2, 3, 20))
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        *,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-        implementation: str | None = None,
-        remat: bool = False,
-        rngs: nnx.Rngs,
-    ) -> None:
-        super().__init__(
-            lambda size: cells.GRUCell(size, hidden_size, bias),
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            implementation=implementation,
-            remat=remat,
-            rngs=rngs,
-        )
 
-
-class RNN(_TorchLayer):
+@documented
+@nnx.dataclass(eq=False)
+class RNN(_TorchLayer[ArrayLike, jax.Array], arguments.RNNArguments):
     """`torch.nn.RNN`, tanh or relu.
-
-    Equation: `seqjax.RNNCell`. Source:
-    https://docs.pytorch.org/docs/stable/generated/torch.nn.RNN.html
-
-    Args:
-      Those of `LSTM`, without `proj_size`, and in fourth place
-      nonlinearity: "tanh" or "relu".
-
-    Raises:
-      TypeError, ValueError: where PyTorch raises.
 
     >>> from flax import nnx
     >>> import jax.numpy as jnp, seqjax.nnx
@@ -445,54 +260,11 @@ class RNN(_TorchLayer):
     ((3, 5, 20), (2, 3, 20))
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        nonlinearity: str = "tanh",
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        *,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-        implementation: str | None = None,
-        remat: bool = False,
-        rngs: nnx.Rngs,
-    ) -> None:
-        check_nonlinearity(nonlinearity)  # PyTorch looks at it first.
-        super().__init__(
-            lambda size: cells.RNNCell(size, hidden_size, bias, nonlinearity),
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            implementation=implementation,
-            remat=remat,
-            rngs=rngs,
-        )
-        self.nonlinearity = nonlinearity
 
+class _TorchCell(_TorchWeights, arguments.CellArguments, Generic[StateLike, State]):
+    """`RNNCell`, `LSTMCell` and `GRUCell`: their call."""
 
-class _TorchCell(_TorchWeights):
-    """`RNNCell`, `LSTMCell` and `GRUCell`: their attributes and their call."""
-
-    layer: Any  # A cell, with its sizes.
-
-    def __init__(self, layer: Any, **options: Any) -> None:
-        super().__init__(layer, **options)
-        self.input_size = layer.input_size
-        self.hidden_size = layer.hidden_size
-        self.bias = layer.bias
-
-    def __call__(self, input: ArrayLike, hx: Any = None) -> Any:
+    def __call__(self, input: ArrayLike, hx: StateLike | None = None) -> State:
         """One step, as PyTorch's `forward` does it.
 
         Args:
@@ -511,23 +283,10 @@ class _TorchCell(_TorchWeights):
         )
 
 
-class LSTMCell(_TorchCell):
+@documented
+@nnx.dataclass(eq=False)
+class LSTMCell(_TorchCell[LSTMStateLike, LSTMState], arguments.LSTMCellArguments):
     """`torch.nn.LSTMCell`: one step.
-
-    Equation: `seqjax.LSTMCell`. Source:
-    https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTMCell.html
-
-    Args:
-      input_size: features of the input.
-      hidden_size: features of the state.
-      bias: whether there are biases.
-      dtype: dtype to compute in, to which input, state and weights are cast; None: theirs, which
-        must be the same.
-      param_dtype: dtype of the weights.
-      rngs: draws the weights ("params").
-
-    Raises:
-      TypeError, ValueError: where PyTorch raises, and for sizes below 1.
 
     >>> from flax import nnx
     >>> import jax.numpy as jnp, seqjax.nnx
@@ -537,37 +296,11 @@ class LSTMCell(_TorchCell):
     (3, 20)
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        *,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ) -> None:
-        cell = cells.LSTMCell(input_size, hidden_size, bias)
-        super().__init__(cell, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
-
-class GRUCell(_TorchCell):
+@documented
+@nnx.dataclass(eq=False)
+class GRUCell(_TorchCell[ArrayLike, jax.Array], arguments.GRUCellArguments):
     """`torch.nn.GRUCell`: one step.
-
-    Equation: `seqjax.GRUCell`. Source:
-    https://docs.pytorch.org/docs/stable/generated/torch.nn.GRUCell.html
-
-    Args:
-      input_size: features of the input.
-      hidden_size: features of the state.
-      bias: whether there are biases.
-      dtype: dtype to compute in, to which input, state and weights are cast; None: theirs, which
-        must be the same.
-      param_dtype: dtype of the weights.
-      rngs: draws the weights ("params").
-
-    Raises:
-      TypeError, ValueError: where PyTorch raises, and for sizes below 1.
 
     >>> from flax import nnx
     >>> import jax.numpy as jnp, seqjax.nnx
@@ -577,38 +310,11 @@ class GRUCell(_TorchCell):
     (3, 20)
     """
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        *,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ) -> None:
-        cell = cells.GRUCell(input_size, hidden_size, bias)
-        super().__init__(cell, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
-
-class RNNCell(_TorchCell):
+@documented
+@nnx.dataclass(eq=False)
+class RNNCell(_TorchCell[ArrayLike, jax.Array], arguments.RNNCellArguments):
     """`torch.nn.RNNCell`: one step.
-
-    Equation: `seqjax.RNNCell`. Source:
-    https://docs.pytorch.org/docs/stable/generated/torch.nn.RNNCell.html
-
-    Args:
-      input_size: features of the input.
-      hidden_size: features of the state.
-      bias: whether there are biases.
-      nonlinearity: "tanh" or "relu".
-      dtype: dtype to compute in, to which input, state and weights are cast; None: theirs, which
-        must be the same.
-      param_dtype: dtype of the weights.
-      rngs: draws the weights ("params").
-
-    Raises:
-      TypeError, ValueError: where PyTorch raises, and for sizes below 1.
 
     >>> from flax import nnx
     >>> import jax.numpy as jnp, seqjax.nnx
@@ -617,21 +323,6 @@ class RNNCell(_TorchCell):
     >>> h.shape
     (3, 20)
     """
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        nonlinearity: str = "tanh",
-        *,
-        dtype: DTypeLike | None = None,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ) -> None:
-        cell = cells.RNNCell(input_size, hidden_size, bias, nonlinearity)
-        super().__init__(cell, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.nonlinearity = nonlinearity
 
 
 def _is_variable(node: Any) -> bool:

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 
 from seqjax.cells.base import (
     Carry,
+    CarryT,
     Layer,
     Params,
+    ParamsT,
     abstract_carry,
     check_layer,
     check_type,
@@ -20,10 +22,10 @@ from seqjax.ops.dispatch import check_implementation
 
 
 def scan(
-    layer: Layer,
-    params: Params,
+    layer: Layer[ParamsT, CarryT],
+    params: ParamsT,
     xs: jax.Array,
-    carry: Carry | None = None,
+    carry: CarryT | None = None,
     *,
     mask: jax.Array | None = None,
     reverse: bool = False,
@@ -31,7 +33,7 @@ def scan(
     unroll: int = 1,
     implementation: str | None = None,
     remat: bool = False,
-) -> tuple[Carry, jax.Array]:
+) -> tuple[CarryT, jax.Array]:
     """Runs a layer over a sequence: `carry, y_t = layer.step(params, carry, x_t)` for every t.
 
     Where the mask is off, the step is padding: it leaves the carry as it was and emits zeros.

@@ -4,10 +4,10 @@ Everything that `seqjax.nnx` and `seqjax.linen` share. States are `(num_layers *
 batch, size)` with index `layer * num_directions + direction`, whatever `batch_first` says.
 """
 
+import dataclasses
 import functools
 import inspect
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -20,57 +20,21 @@ from seqjax.cells.base import (
     Layer,
     Params,
     abstract_carry,
-    check_positive,
-    check_type,
     initial_carry,
 )
-from seqjax.layers import Bidirectional, BidirectionalCarry, Stack, check_dropout
+from seqjax.layers import Bidirectional, BidirectionalCarry, Stack
 from seqjax.recurrence import scan
 from seqjax.sequences import lengths_to_mask
 
 
-def check_arguments(
-    *,
-    input_size: int,
-    hidden_size: int,
-    num_layers: int,
-    bias: bool,
-    batch_first: bool,
-    dropout: float,
-    bidirectional: bool,
-) -> None:
-    """Checks the arguments that all three layers share, in PyTorch's order.
-
-    Raises:
-      TypeError, ValueError: where PyTorch does, and for a `bidirectional` that is no bool.
-    """
-    check_dropout(dropout)
-    if dropout > 0 and num_layers == 1:
-        warnings.warn(
-            "dropout option adds dropout after all but last recurrent layer, so non-zero dropout "
-            f"expects num_layers greater than 1, but got dropout={dropout} and "
-            f"num_layers={num_layers}",
-            stacklevel=3,
-        )
-    check_type("bias", bias, bool)
-    check_type("batch_first", batch_first, bool)
-    check_positive("input_size", input_size)
-    check_positive("hidden_size", hidden_size)
-    check_positive("num_layers", num_layers)
-    check_type("bidirectional", bidirectional, bool)
-
-
-def build_stack(
-    make_cell: Callable[[int], Cell],
-    input_size: int,
-    num_layers: int,
-    dropout: float,
-    bidirectional: bool,
-) -> Stack:
-    """The layer of the core that PyTorch's arguments describe; `make_cell` takes an input_size."""
+# Modules ask for it at every call, and what is kept of a layer is found faster for the same object.
+@functools.lru_cache
+def build_stack(cell: Any, num_layers: int, dropout: float, bidirectional: bool) -> Stack:
+    """The layer of the core that PyTorch's arguments describe; `cell` reads the input."""
     layers: list[Layer] = []
     for _ in range(num_layers):
-        cell = make_cell(layers[-1].output_size if layers else input_size)
+        if layers:
+            cell = dataclasses.replace(cell, input_size=layers[-1].output_size)
         layers.append(Bidirectional(cell, cell) if bidirectional else cell)
     return Stack(layers, dropout=dropout)
 

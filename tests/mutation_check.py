@@ -64,9 +64,9 @@ MISTAKES = {
     ),
     "b_hn outside r": Mistake(
         "seqjax/cells/gated.py",
-        "from_h = project(h, params.w_hh, params.b_hh)",
-        "from_h = project(h, params.w_hh)\n"
-        "        from_x = from_x if params.b_hh is None else from_x + params.b_hh",
+        "from_h = project(h, weights.w_hh, weights.b_hh)",
+        "from_h = project(h, weights.w_hh)\n"
+        "        from_x = from_x if weights.b_hh is None else from_x + weights.b_hh",
         "golden",
         "test_cells and gru_cell-core",
     ),
@@ -79,15 +79,15 @@ MISTAKES = {
     ),
     "LSTM drops b_hh": Mistake(
         "seqjax/cells/gated.py",
-        "project(h, params.w_hh, params.b_hh)",
-        "project(h, params.w_hh)",
+        "project(h, weights.w_hh, weights.b_hh)",
+        "project(h, weights.w_hh)",
         "golden",
         "test_cells and lstm_cell-core",
     ),
     "RNN drops b_ih": Mistake(
         "seqjax/cells/gated.py",
-        "project(x, params.w_ih, params.b_ih)",
-        "project(x, params.w_ih)",
+        "project(x, weights.w_ih, weights.b_ih)",
+        "project(x, weights.w_ih)",
         "golden",
         "test_cells and rnn_cell_tanh-core",
     ),

@@ -13,9 +13,9 @@ from jax.extend.core import jaxprs_in_params
 from jax.typing import DTypeLike
 
 from seqjax.cells.base import (
-    Carry,
+    CarryT,
     Cell,
-    Params,
+    ParamsT,
     check_positive,
     check_type,
     draw_weights,
@@ -39,7 +39,7 @@ class GatedParams(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class GatedCell(Cell):
+class GatedCell(Cell[ParamsT, CarryT]):
     """A recurrence of two products, activations, and an elementwise `combine`.
 
     ```
@@ -113,7 +113,7 @@ class GatedCell(Cell):
         """
 
     @abc.abstractmethod
-    def combine(self, gates: Any, carry: Carry) -> Carry:
+    def combine(self, gates: Any, carry: CarryT) -> CarryT:
         """The new carry, elementwise, from the gates by name and the carry.
 
         All arrays are `(..., hidden_size)`, in float32 at least. A gate without activation is a
@@ -134,24 +134,25 @@ class GatedCell(Cell):
             "b_hh": (width,) if self.bias else None,
         }
 
-    def init(self, key: jax.Array, dtype: DTypeLike = jnp.float32) -> Params:
+    def init(self, key: jax.Array, dtype: DTypeLike = jnp.float32) -> ParamsT:
         """Draws the parameters from PyTorch's distribution."""
         return self.params_type(**draw_weights(key, self.hidden_size, dtype, **self.param_shapes()))
 
     def initial_carry(
         self, batch_shape: tuple[int, ...] = (), dtype: DTypeLike = jnp.float32
-    ) -> Carry:
+    ) -> CarryT:
         """Zeros: h in `dtype`, the rest of the state in float32 at least."""
         h = jnp.zeros((*batch_shape, self.output_size), dtype)
         wide = jnp.zeros((*batch_shape, self.hidden_size), accumulation_dtype(dtype))
         return self.join_carry(State(h, (wide,) * self._kept_beside_h()))
 
-    def step(self, params: Params, carry: Carry, x: jax.Array) -> tuple[Carry, jax.Array]:
+    def step(self, params: ParamsT, carry: CarryT, x: jax.Array) -> tuple[CarryT, jax.Array]:
         """One time step."""
         check_combine(self)
         h, rest = self.split_carry(carry)
-        from_x = project(x, params.w_ih, params.b_ih)
-        from_h = project(h, params.w_hh, params.b_hh)
+        weights: Any = params  # Whatever the type, it has the names of `param_shapes`.
+        from_x = project(x, weights.w_ih, weights.b_ih)
+        from_h = project(h, weights.w_hh, weights.b_hh)
         h, rest = activate_and_combine(self, from_x, from_h, State(widen(h), rest))
         h = h.astype(x.dtype)
         weight = self.projection(params)
@@ -175,18 +176,16 @@ class GatedCell(Cell):
 
     # What the implementations ask of a cell: see `seqjax.ops.gates`.
 
-    def projection(self, params: Params) -> jax.Array | None:
+    def projection(self, params: ParamsT) -> jax.Array | None:
         """The weight that multiplies h at the end of a step, if there is one."""
         return None
 
-    def split_carry(self, carry: Carry) -> State:
+    def split_carry(self, carry: Any) -> State:
         """h, and what else is kept."""
-        if self.carry_type is None:
-            return State(carry, ())
-        h, *rest = carry
+        h, *rest = (carry,) if self.carry_type is None else carry
         return State(h, tuple(rest))
 
-    def join_carry(self, state: State) -> Carry:
+    def join_carry(self, state: State) -> Any:
         """The inverse of `split_carry`."""
         return state.h if self.carry_type is None else self.carry_type(state.h, *state.rest)
 

@@ -21,7 +21,7 @@ class GRUParams(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class GRUCell(GatedCell):
+class GRUCell(GatedCell[GRUParams, jax.Array]):
     """Gated recurrent unit.
 
     ```

@@ -30,7 +30,7 @@ class LSTMCarry(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class LSTMCell(GatedCell):
+class LSTMCell(GatedCell[LSTMParams, LSTMCarry]):
     """Long short-term memory.
 
     ```

@@ -25,7 +25,7 @@ class RNNParams(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class RNNCell(GatedCell):
+class RNNCell(GatedCell[RNNParams, jax.Array]):
     """Elman recurrence, `h' = tanh(x W_ih + b_ih + h W_hh + b_hh)`, or relu for tanh.
 
     The carry is `h`, `(*batch, hidden_size)`, in the input's dtype, and the output is the new `h`.
