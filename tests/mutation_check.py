@@ -440,7 +440,9 @@ def tests_notice(mistake: Mistake) -> bool:
         process.start()
         process.join()
         if process.exitcode not in (0, 1):
-            raise SystemExit(f"pytest broke down instead of failing:\n{output.read_text()}")
+            raise SystemExit(
+                f"pytest ended with {process.exitcode} instead of failing:\n{output.read_text()}"
+            )
     return process.exitcode == 1
 
 

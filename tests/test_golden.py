@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -42,6 +43,7 @@ def _quick_compilation() -> Iterator[None]:
         yield
 
 
+@functools.cache
 def load(name: str) -> tuple[Config, dict[str, tuple[Data, Results]]]:
     return generate.unflatten(generate.load(name))
 
