@@ -51,12 +51,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Lets the garbage collector pass by what was imported, and come more rarely.
+    """Everything is imported by then."""
+    collect_garbage_rarely()
 
-    Tracing and compiling make many objects that stay; looking through all of them again and again
+
+def collect_garbage_rarely() -> None:
+    """Lets the garbage collector pass by what there is, and come more rarely to what follows.
+
+    Tracing and compiling make many objects that stay. To look through all of them again and again
     was a sixth of the work.
     """
-    gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
 
