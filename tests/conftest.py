@@ -59,7 +59,7 @@ def collect_garbage_rarely() -> None:
     """Lets the garbage collector pass by what there is, and come more rarely to what follows.
 
     Tracing and compiling make many objects that stay. To look through all of them again and again
-    was a sixth of the work.
+    was about a tenth of the work.
     """
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
