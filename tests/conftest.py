@@ -1,5 +1,6 @@
 """Settings for every test: strict dtype promotion, quick compilation, 64-bit types on request."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -26,6 +27,42 @@ def xla_knows(flags: str) -> bool:
 flags = os.environ.get("XLA_FLAGS", "")
 if QUICK not in flags and xla_knows(QUICK):
     os.environ["XLA_FLAGS"] = f"{flags} {QUICK}"
+
+
+# Files whose tests take longest come first, so that at the end no worker waits long for another.
+LONGEST_FIRST = [
+    "test_example_resume.py",
+    "test_golden.py",
+    "test_example_devices.py",
+    "test_contract.py",
+    "test_whole_sequence.py",
+    "test_benchmarks.py",
+    "test_torch_shape.py",
+    "test_recurrence.py",
+    "test_decoding.py",
+    "test_sharding.py",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Moves long files to the front; a file's own tests keep their order."""
+    ranks = {name: rank for rank, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+
+
+def pytest_collection_finish() -> None:
+    """Everything is imported by then."""
+    collect_garbage_rarely()
+
+
+def collect_garbage_rarely() -> None:
+    """Lets the garbage collector pass by what there is, and come more rarely to what follows.
+
+    Tracing and compiling make many objects that stay. To look through all of them again and again
+    was about a tenth of the work.
+    """
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture

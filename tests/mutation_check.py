@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import conftest  # noqa: F401  (chooses XLA's flags, which the processes below inherit)
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -496,7 +497,9 @@ def tests_notice(mistake: Mistake) -> bool:
         process.start()
         process.join()
         if process.exitcode not in (0, 1):
-            raise SystemExit(f"pytest broke down instead of failing:\n{output.read_text()}")
+            raise SystemExit(
+                f"pytest ended with {process.exitcode} instead of failing:\n{output.read_text()}"
+            )
     return process.exitcode == 1
 
 
@@ -510,9 +513,9 @@ def _run_tests(copy: Path, mistake: Mistake, output: Path) -> None:
         contextlib.redirect_stdout(file),
         contextlib.redirect_stderr(file),
     ):
-        status = pytest.main(
-            ["-x", "-q", "-n0", "-p", "no:cacheprovider", tests, "-k", mistake.only]
-        )
+        # Its plugin would import Hypothesis, which tests that need it import themselves.
+        without = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
+        status = pytest.main(["-x", "-q", "-n0", *without, tests, "-k", mistake.only])
     sys.exit(status)
 
 

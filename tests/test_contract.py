@@ -28,6 +28,7 @@ IN_FULL = [
     contract.check_transformations_compose,
 ]
 WITH_STEP = [contract.check_chunks_equal_whole, contract.check_step_equals_scan]
+QUICK = [contract.check_padding_never_leaks, contract.check_reverse_equals_flipped]
 
 
 def checks(name: str, implementation: str | None) -> list[Callable]:
@@ -71,7 +72,9 @@ def parameters() -> Iterator[Any]:
         for implementation in (None, *IMPLEMENTATIONS):
             for check in checks(name, implementation):
                 label = f"{name}-{implementation}-{check.__name__}"
-                yield pytest.param(check, layer, implementation, id=label)
+                quick = check in QUICK and name in ("lstm_proj", "gru") and implementation == "xla"
+                marks = [pytest.mark.quick] if quick else []
+                yield pytest.param(check, layer, implementation, id=label, marks=marks)
 
 
 @pytest.mark.parametrize(("check", "layer", "implementation"), [*parameters()])

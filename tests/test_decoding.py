@@ -274,16 +274,18 @@ class TestBeamSearch:
     ) -> None:
         length = 7
         prompt, prompt_lengths = padded(PROMPTS)
-        got = seqjax.beam_search(
-            model.step,
-            model.carry(4),
-            prompt,
-            max_tokens=length,
-            num_beams=num_beams,
-            stop_token=STOP,
-            length_penalty=length_penalty,
-            prompt_lengths=prompt_lengths,
-        )
+        got = jax.jit(
+            lambda prompt: seqjax.beam_search(
+                model.step,
+                model.carry(4),
+                prompt,
+                max_tokens=length,
+                num_beams=num_beams,
+                stop_token=STOP,
+                length_penalty=length_penalty,
+                prompt_lengths=prompt_lengths,
+            )
+        )(prompt)
         for row, one in enumerate(PROMPTS):
             expected = beams_by_a_loop(model, one, length, num_beams, length_penalty)
             for beam, (score, tokens) in enumerate(expected):

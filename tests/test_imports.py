@@ -16,6 +16,8 @@ import seqjax.interop
 import seqjax.linen
 import seqjax.nnx
 
+pytestmark = pytest.mark.quick
+
 PACKAGE = Path(seqjax.__file__).parent
 
 RANKS = {

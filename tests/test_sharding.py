@@ -194,7 +194,9 @@ CHECKS = {
 
 def main() -> None:
     """Runs every check and prints, as JSON, what went wrong by name of the check."""
-    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    import conftest  # pytest has imported it already, a program has not.
+
+    conftest.collect_garbage_rarely()
     if len(jax.devices()) != DEVICES:
         sys.exit(f"expected {DEVICES} devices, got {jax.devices()}")
     mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))

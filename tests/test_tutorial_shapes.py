@@ -35,7 +35,7 @@ def linen_call(kind: str, *args: Any, **kwargs: Any) -> Call:
     return call
 
 
-pytestmark = pytest.mark.parametrize("make", [nnx_call, linen_call])
+pytestmark = [pytest.mark.quick, pytest.mark.parametrize("make", [nnx_call, linen_call])]
 
 
 def test_rows_of_digits(make: Callable[..., Call]) -> None:
