@@ -11,30 +11,39 @@ from typing import Any
 
 from benchmarks.peers.program import Settings
 
+ROOT = Path(__file__).parents[1]
+
 
 class WorkerProcess:
     """`benchmarks.worker` for one peer.
 
-    Attributes:
-      name: the peer.
+    Args:
+      peer: what it measures.
+      settings: of the run.
+      name: what results call it; the peer's own name unless given.
+      folder: the checkout that it runs in.
     """
 
-    def __init__(self, name: str, settings: Settings) -> None:
-        self.name = name
+    def __init__(
+        self, peer: str, settings: Settings, *, name: str | None = None, folder: Path = ROOT
+    ) -> None:
+        self.peer = peer
         self.settings = settings
+        self.name = name or peer
+        self.folder = folder
         self._start()
 
     def _start(self) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the worker)
         options = [f"--{key}={value}" for key, value in self.settings._asdict().items()]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", self.name, *options],
+            [sys.executable, "-m", "benchmarks.worker", self.peer, *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
             bufsize=1,
-            cwd=Path(__file__).parents[1],
+            cwd=self.folder,  # Which Python looks in first.
             # Several processes share one GPU.
             env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "KERAS_BACKEND": "jax"},
             start_new_session=True,  # Ctrl-C is for the parent, which ends its workers.

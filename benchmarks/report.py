@@ -73,14 +73,14 @@ def markdown(results: Results) -> str:
     lines += summary_table(results, COLUMNS)
     lines += ["", "## Targets", ""]
     lines += ["At the floor: if seqjax took no longer than what no program can do without.", ""]
-    lines += _table(
+    lines += table(
         ["target", "geometric mean", "worst case", "at the floor", "holds"],
         (_target_row(target, results) for target in TARGETS),
     )
     for title, cases in _sections(results).items():
         lines += ["", f"## {title}", ""]
         header = ["case", "peer", "ms", "ratio", "error", "first call, s", "memory", "peak growth"]
-        lines += _table(header, (row for case in cases for row in _case_rows(case)))
+        lines += table(header, (row for case in cases for row in _case_rows(case)))
         lines += _absences(cases)
     return "\n".join(lines) + "\n"
 
@@ -99,7 +99,7 @@ def summary_table(results: Results, columns: Sequence[str]) -> list[str]:
                 cells = [f"{s.mean:.2f} ({s.smallest:.2f})" if s else "-" for s in sums]
                 yield [*kind, str(len(cases)), *cells]
 
-    return _table(["group", "cell", "mode", "cases", *columns], rows())
+    return table(["group", "cell", "mode", "cases", *columns], rows())
 
 
 def _machine(results: Results) -> str:
@@ -175,7 +175,8 @@ def _absences(cases: list[Any]) -> list[str]:
     return ["", *lines] if lines else []
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A Markdown table, line by line."""
     lines = [header, ["---"] * len(header), *rows]
     return ["| " + " | ".join(line) + " |" for line in lines]
 

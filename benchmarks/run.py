@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "results.json"
-    results = _start(path, args)
+    results = start(path, args)
     done = {case["name"] for case in results["cases"]}
     try:
         measure([case for case in cases if case.name not in done], args.peers, results, path)
@@ -75,17 +75,17 @@ def measure(cases: list[Case], names: list[str], results: Results, path: Path) -
                     "reference": str(Path(folder) / "reference.npz"),
                 }
                 present = [worker for worker in workers if peers.takes_part(worker.name, case)]
-                answers = _measure_case(command, meta["rounds"], reference, present)
+                answers = measure_case(command, meta["rounds"], reference, present)
                 entry = dataclasses.asdict(case) | {"name": case.name, "peers": answers}
                 results["cases"].append(entry)
                 save(path, results)
-                progress.write(_line(entry))
+                progress.write(line(entry))
     finally:
         for worker in [reference, *workers]:
             worker.close()
 
 
-def _measure_case(
+def measure_case(
     command: dict[str, Any], rounds: int, reference: WorkerProcess, workers: list[WorkerProcess]
 ) -> dict[str, Any]:
     """Each peer's answer: what preparing said, and the seconds of each round."""
@@ -154,7 +154,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _start(path: Path, args: argparse.Namespace) -> Results:
+def start(path: Path, args: argparse.Namespace) -> Results:
     """New results, or those to go on with."""
     # What this process may use, which can be less than the machine has.
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -188,7 +188,7 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def _line(entry: dict[str, Any]) -> str:
+def line(entry: dict[str, Any]) -> str:
     """One line on a finished case."""
     parts = [entry["name"]]
     for name, answer in entry["peers"].items():
