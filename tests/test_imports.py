@@ -1,7 +1,8 @@
-"""What imports what, what `import seqjax` loads, and whether every public name has an example."""
+"""What imports what, what `import seqjax` loads, what is public, and whether it has an example."""
 
 import ast
 import importlib
+import importlib.metadata
 import inspect
 import subprocess
 import sys
@@ -146,48 +147,69 @@ class TestLoading:
         assert not loaded & {"torch", "keras", "hypothesis", "pytest"}
 
 
-def public_names() -> Iterator[Any]:
-    """Every class and function that users import, once."""
-    for module in (seqjax, seqjax.interop, seqjax.initializers, seqjax.nnx, seqjax.linen):
-        for name, value in vars(module).items():
-            if name.startswith("_") or not (inspect.isclass(value) or inspect.isfunction(value)):
-                continue
-            # The shells' other names are what they import.
-            if module in (seqjax, seqjax.interop) or value.__module__ == module.__name__:
-                yield pytest.param(value, id=f"{module.__name__}.{name}")
+PUBLIC_MODULES = [
+    "seqjax",
+    "seqjax.cells",
+    "seqjax.decoding",
+    "seqjax.initializers",
+    "seqjax.interop",
+    "seqjax.interop.torch",
+    "seqjax.layers",
+    "seqjax.linen",
+    "seqjax.nnx",
+    "seqjax.recurrence",
+    "seqjax.sequences",
+]
+PUBLIC_NAMES = {
+    "seqjax": "RNNCell LSTMCell GRUCell GatedCell Cell Layer Stack Bidirectional scan generate "
+    "beam_search lengths_to_mask mask_to_lengths pad_sequence unpad_sequence RNNParams LSTMParams "
+    "GRUParams GatedParams BidirectionalParams LSTMCarry BidirectionalCarry Generation Beams "
+    "initializers interop",
+    "seqjax.nnx": "RNN LSTM GRU RNNCell LSTMCell GRUCell Recurrent",
+    "seqjax.linen": "RNN LSTM GRU RNNCell LSTMCell GRUCell Recurrent "
+    "from_torch torch_state_dict load_torch_state_dict",
+    "seqjax.interop": "params_from_torch params_to_torch",
+    "seqjax.initializers": "torch_uniform",
+}
+"""Every name of the modules that users import: what is public is decided here, too."""
+
+PUBLIC_VALUES = [
+    pytest.param(getattr(importlib.import_module(module), name), id=f"{module}.{name}")
+    for module, names in PUBLIC_NAMES.items()
+    for name in names.split()
+]
+
+
+class TestPublicNames:
+    @pytest.mark.parametrize("module", PUBLIC_MODULES)
+    def test_nothing_else_is_shown(self, module: str) -> None:
+        loaded = importlib.import_module(module)
+        assert dir(loaded) == sorted(loaded.__all__)
+
+    @pytest.mark.parametrize("module", PUBLIC_MODULES)
+    def test_star_gives_them(self, module: str) -> None:
+        given: dict[str, Any] = {}
+        exec(f"from {module} import *", given)
+        assert given.keys() - {"__builtins__"} == {*importlib.import_module(module).__all__}
+        assert all(value.__doc__ for name, value in given.items() if name != "__builtins__")
+
+    @pytest.mark.parametrize("module", PUBLIC_NAMES)
+    def test_they_are_the_expected(self, module: str) -> None:
+        assert dir(importlib.import_module(module)) == sorted(PUBLIC_NAMES[module].split())
+
+    def test_version_is_that_of_the_installed_package(self) -> None:
+        assert seqjax.__version__ == importlib.metadata.version("seqjax")
 
 
 class TestDocumentation:
-    @pytest.mark.parametrize("value", [*public_names()])
+    @pytest.mark.parametrize("value", PUBLIC_VALUES)
     def test_public_name_has_an_example(self, value: Any) -> None:
         documentation = inspect.getdoc(value) or ""
         assert value.__doc__, "no docstring"
-        if not hasattr(value, "_fields"):  # NamedTuples are seen in their layers' examples.
+        # NamedTuples are seen in their layers' examples, modules in their functions'.
+        if not (hasattr(value, "_fields") or inspect.ismodule(value)):
             assert ">>> " in documentation
 
     @pytest.mark.parametrize("path", SOURCES, ids=str)
     def test_module_has_a_docstring(self, path: Path) -> None:
         assert ast.get_docstring(ast.parse((PACKAGE / path).read_text()))
-
-    def test_names_are_found(self) -> None:
-        """The walk itself."""
-        ids = {parameter.id for parameter in public_names()}
-        assert {"seqjax.scan", "seqjax.Stack", "seqjax.nnx.LSTM", "seqjax.linen.GRUCell",
-                "seqjax.interop.params_from_torch", "seqjax.initializers.torch_uniform",
-                "seqjax.linen.from_torch"} <= ids  # fmt: skip
-        assert not any("flax" in name or "Any" in name for name in ids)
-
-
-PUBLIC_NAMES = {
-    "seqjax": "RNNCell LSTMCell GRUCell Stack Bidirectional Cell Layer scan lengths_to_mask "
-    "mask_to_lengths pad_sequence unpad_sequence initializers interop",
-    "seqjax.nnx": "RNN LSTM GRU RNNCell LSTMCell GRUCell Recurrent",
-    "seqjax.linen": "RNN LSTM GRU RNNCell LSTMCell GRUCell Recurrent",
-    "seqjax.interop": "params_from_torch params_to_torch",
-}
-
-
-@pytest.mark.parametrize("module", PUBLIC_NAMES)
-def test_public_names_are_there(module: str) -> None:
-    loaded = importlib.import_module(module)
-    assert [name for name in PUBLIC_NAMES[module].split() if not hasattr(loaded, name)] == []
