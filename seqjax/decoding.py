@@ -15,6 +15,9 @@ from seqjax.ops.masking import where_valid
 from seqjax.ops.precision import widen
 from seqjax.sequences import lengths_to_mask
 
+__all__ = ["Beams", "Generation", "beam_search", "generate"]
+__dir__ = __all__.copy  # What dir() and tab completion show.
+
 Step = Callable[[Any, jax.Array], tuple[Any, jax.Array]]
 """`(carry, token) -> (carry, logits)`: token int `(batch,)`, logits `(batch, vocabulary)`."""
 

@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+__all__ = ["torch_uniform"]
+__dir__ = __all__.copy  # What dir() and tab completion show.
+
 Initializer = Callable[[jax.Array, tuple[int, ...], DTypeLike], jax.Array]
 
 

@@ -12,6 +12,9 @@ from jax.typing import DTypeLike
 
 from seqjax.cells.base import Carry, Layer, Params, check_layer, exportable, run_layer
 
+__all__ = ["Bidirectional", "BidirectionalCarry", "BidirectionalParams", "Stack"]
+__dir__ = __all__.copy  # What dir() and tab completion show.
+
 
 @exportable
 class BidirectionalParams(NamedTuple):

@@ -20,6 +20,9 @@ from seqjax.interop.torch import load_params, params_to_torch, torch_dtype
 from seqjax.module_arguments import LSTMState, LSTMStateLike, State, StateLike, documented
 from seqjax.parameter_names import params_from_dict, params_to_dict
 
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "Recurrent"]
+__dir__ = __all__.copy  # What dir() and tab completion show.
+
 Draws = nnx.Rngs | nnx.RngStream | jax.Array
 
 

@@ -20,6 +20,9 @@ from seqjax.cells.base import (
 )
 from seqjax.ops.dispatch import check_implementation
 
+__all__ = ["scan"]
+__dir__ = __all__.copy  # What dir() and tab completion show.
+
 
 def scan(
     layer: Layer[ParamsT, CarryT],

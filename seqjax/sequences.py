@@ -10,6 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+__all__ = ["lengths_to_mask", "mask_to_lengths", "pad_sequence", "unpad_sequence"]
+__dir__ = __all__.copy  # What dir() and tab completion show.
+
 
 def lengths_to_mask(lengths: ArrayLike, max_length: int, *, batch_first: bool = False) -> jax.Array:
     """The mask of right-padded sequences: True at the first `lengths` steps of each row.

@@ -1,14 +1,16 @@
-"""What imports what, what `import seqjax` loads, and whether every public name has an example."""
+"""What imports what, what `import seqjax` loads, what is public, and whether it has an example."""
 
 import ast
 import importlib
+import importlib.metadata
 import inspect
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
+import grimp
 import pytest
 
 import seqjax
@@ -19,6 +21,7 @@ import seqjax.nnx
 pytestmark = pytest.mark.quick
 
 PACKAGE = Path(seqjax.__file__).parent
+SOURCES = [path.relative_to(PACKAGE) for path in sorted(PACKAGE.rglob("*.py"))]
 
 RANKS = {
     "initializers": 0,
@@ -34,95 +37,96 @@ RANKS = {
     "module_arguments": 5,
     "linen": 6,
     "nnx": 6,
+    "": 7,
 }
-"""A part of seqjax (a module or a folder) imports only itself and parts of lower rank."""
+"""A part of seqjax (a module or a folder) imports only itself and parts of lower rank.
+
+The package itself, "", hands on what is public: no part imports it.
+"""
 
 MAY_IMPORT_FLAX = {"linen", "nnx"}
-MAY_BE_IMPORTED = {"flax", "jax", "numpy", "seqjax", *sys.stdlib_module_names}
+MAY_BE_IMPORTED = {"jax", "numpy", *sys.stdlib_module_names}
 """Everything that seqjax depends on. torch is not among it: tensors come in, and nothing else."""
 FOR_TYPE_CHECKERS = {"typing_extensions"}
 """What is only read by type checkers, which bring it along."""
 
-SOURCES = [path.relative_to(PACKAGE) for path in sorted(PACKAGE.rglob("*.py"))]
-MODULES = [path for path in SOURCES if path != Path("__init__.py")]
+
+def read_imports(*, when_run: bool) -> grimp.ImportGraph:
+    """All imports of the sources, at their top or further down; also those for type checkers."""
+    return grimp.build_graph(
+        "seqjax",
+        include_external_packages=True,
+        exclude_type_checking_imports=when_run,
+        cache_dir=None,
+    )
 
 
-def part_of(path: Path) -> str:
-    """The part that a source file belongs to: its folder, or its own name."""
-    return path.parts[0].removesuffix(".py")
+def part_of(module: str) -> str:
+    """The part that a module belongs to."""
+    return module.split(".")[1] if "." in module else ""
 
 
-def imported_modules(source: str, package: str) -> Iterator[str]:
-    """Full names of what some source imports, at its top or further down."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parents = package.split(".")[: len(package.split(".")) + 1 - node.level]
-                base = ".".join([*parents, base]).rstrip(".")
-            # A name may be a module, or something inside of the module.
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+def imports(graph: grimp.ImportGraph) -> Iterator[tuple[str, str]]:
+    """Who imports what."""
+    for module in sorted({"seqjax"} | graph.find_descendants("seqjax")):
+        for imported in sorted(graph.find_modules_directly_imported_by(module)):
+            yield module, imported
 
 
-class WithoutTypeChecking(ast.NodeTransformer):
-    """Leaves of some source what runs."""
+def backward(graph: grimp.ImportGraph) -> list[tuple[str, str]]:
+    return [
+        (module, imported)
+        for module, imported in imports(graph)
+        if imported.split(".")[0] == "seqjax"
+        and (part := part_of(module)) != (other := part_of(imported))
+        and RANKS[part] <= RANKS[other]
+    ]
 
-    def visit_If(self, node: ast.If) -> Any:
-        self.generic_visit(node)
-        return node.orelse if ast.unparse(node.test) == "TYPE_CHECKING" else node
 
-
-def imports_of(path: Path, *, when_run: bool = False) -> set[str]:
-    package = ".".join(["seqjax", *path.parts[:-1]])
-    source = (PACKAGE / path).read_text()
-    if when_run:
-        source = ast.unparse(WithoutTypeChecking().visit(ast.parse(source)))
-    return set(imported_modules(source, package))
+def foreign(graph: grimp.ImportGraph, allowed: Set[str]) -> list[tuple[str, str]]:
+    return [
+        (module, imported)
+        for module, imported in imports(graph)
+        if imported.split(".")[0] not in allowed | {"seqjax"}
+        and not (imported == "flax" and part_of(module) in MAY_IMPORT_FLAX)
+    ]
 
 
 class TestDirections:
-    @pytest.mark.parametrize("path", MODULES, ids=str)
-    def test_no_import_runs_backward(self, path: Path) -> None:
-        part = part_of(path)
-        assert part in RANKS, f"{part} is new: give it a rank"
-        for name in imports_of(path):
-            top, *rest = name.split(".")
-            if top != "seqjax":
-                continue
-            imported = rest[0] if rest else ""
-            assert imported in RANKS, f"{path} imports {name}: import the module that has it"
-            assert imported == part or RANKS[imported] < RANKS[part], f"{path} imports {name}"
+    def test_every_source_is_read_and_ranked(self) -> None:
+        modules = {"seqjax"} | read_imports(when_run=False).find_descendants("seqjax")
+        assert len(modules) == len(SOURCES)
+        assert {part_of(module) for module in modules} == RANKS.keys()
 
-    @pytest.mark.parametrize("path", SOURCES, ids=str)
-    def test_nothing_foreign(self, path: Path) -> None:
-        allowed = MAY_BE_IMPORTED - (set() if part_of(path) in MAY_IMPORT_FLAX else {"flax"})
-        when_run, when_checked = (
-            {name.split(".")[0] for name in imports_of(path, when_run=when_run)}
-            for when_run in (True, False)
-        )
-        assert when_run <= allowed
-        assert when_checked <= allowed | FOR_TYPE_CHECKERS
+    def test_no_import_runs_backward(self) -> None:
+        assert backward(read_imports(when_run=False)) == []
 
-    def test_every_rank_is_used(self) -> None:
-        assert {part_of(path) for path in MODULES} == RANKS.keys()
+    def test_nothing_foreign(self) -> None:
+        assert foreign(read_imports(when_run=True), MAY_BE_IMPORTED) == []
+        allowed = MAY_BE_IMPORTED | FOR_TYPE_CHECKERS
+        assert foreign(read_imports(when_run=False), allowed) == []
 
     @pytest.mark.parametrize(
-        ("source", "expected"),
+        "wrong",
         [
-            ("import seqjax.nnx as n", {"seqjax.nnx"}),
-            ("from seqjax import nnx, linen", {"seqjax.nnx", "seqjax.linen"}),
-            ("from seqjax.nnx import LSTM", {"seqjax.nnx.LSTM"}),
-            ("from . import gru", {"seqjax.cells.gru"}),
-            ("from .gru import GRUCell", {"seqjax.cells.gru.GRUCell"}),
-            ("from ..layers import Stack", {"seqjax.layers.Stack"}),
-            ("def f():\n    import torch", {"torch"}),
+            ("seqjax.ops.masking", "seqjax.cells.base"),
+            ("seqjax.cells.gru", "seqjax"),
+            ("seqjax.nnx", "seqjax.linen"),
+            ("seqjax", "torch"),
+            ("seqjax.interop.torch", "torch"),
+            ("seqjax.layers", "flax"),
         ],
     )
-    def test_imports_are_found(self, source: str, expected: set[str]) -> None:
-        """The walk itself."""
-        assert set(imported_modules(source, "seqjax.cells")) == expected
+    def test_a_wrong_import_is_noticed(self, wrong: tuple[str, str]) -> None:
+        """The rules themselves."""
+        graph = read_imports(when_run=True)
+        graph.add_import(importer=wrong[0], imported=wrong[1])
+        assert backward(graph) + foreign(graph, MAY_BE_IMPORTED) == [wrong]
+
+    def test_the_drawing_is_up_to_date(self) -> None:
+        check = [sys.executable, "-m", "docs.structure", "--check"]
+        run = subprocess.run(check, cwd=PACKAGE.parent, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -146,48 +150,69 @@ class TestLoading:
         assert not loaded & {"torch", "keras", "hypothesis", "pytest"}
 
 
-def public_names() -> Iterator[Any]:
-    """Every class and function that users import, once."""
-    for module in (seqjax, seqjax.interop, seqjax.initializers, seqjax.nnx, seqjax.linen):
-        for name, value in vars(module).items():
-            if name.startswith("_") or not (inspect.isclass(value) or inspect.isfunction(value)):
-                continue
-            # The shells' other names are what they import.
-            if module in (seqjax, seqjax.interop) or value.__module__ == module.__name__:
-                yield pytest.param(value, id=f"{module.__name__}.{name}")
+PUBLIC_MODULES = [
+    "seqjax",
+    "seqjax.cells",
+    "seqjax.decoding",
+    "seqjax.initializers",
+    "seqjax.interop",
+    "seqjax.interop.torch",
+    "seqjax.layers",
+    "seqjax.linen",
+    "seqjax.nnx",
+    "seqjax.recurrence",
+    "seqjax.sequences",
+]
+PUBLIC_NAMES = {
+    "seqjax": "RNNCell LSTMCell GRUCell GatedCell Cell Layer Stack Bidirectional scan generate "
+    "beam_search lengths_to_mask mask_to_lengths pad_sequence unpad_sequence RNNParams LSTMParams "
+    "GRUParams GatedParams BidirectionalParams LSTMCarry BidirectionalCarry Generation Beams "
+    "initializers interop",
+    "seqjax.nnx": "RNN LSTM GRU RNNCell LSTMCell GRUCell Recurrent",
+    "seqjax.linen": "RNN LSTM GRU RNNCell LSTMCell GRUCell Recurrent "
+    "from_torch torch_state_dict load_torch_state_dict",
+    "seqjax.interop": "params_from_torch params_to_torch",
+    "seqjax.initializers": "torch_uniform",
+}
+"""Every name of the modules that users import: what is public is decided here, too."""
+
+PUBLIC_VALUES = [
+    pytest.param(getattr(importlib.import_module(module), name), id=f"{module}.{name}")
+    for module, names in PUBLIC_NAMES.items()
+    for name in names.split()
+]
+
+
+class TestPublicNames:
+    @pytest.mark.parametrize("module", PUBLIC_MODULES)
+    def test_nothing_else_is_shown(self, module: str) -> None:
+        loaded = importlib.import_module(module)
+        assert dir(loaded) == sorted(loaded.__all__)
+
+    @pytest.mark.parametrize("module", PUBLIC_MODULES)
+    def test_star_gives_them(self, module: str) -> None:
+        given: dict[str, Any] = {}
+        exec(f"from {module} import *", given)
+        assert given.keys() - {"__builtins__"} == {*importlib.import_module(module).__all__}
+        assert all(value.__doc__ for name, value in given.items() if name != "__builtins__")
+
+    @pytest.mark.parametrize("module", PUBLIC_NAMES)
+    def test_they_are_the_expected(self, module: str) -> None:
+        assert dir(importlib.import_module(module)) == sorted(PUBLIC_NAMES[module].split())
+
+    def test_version_is_that_of_the_installed_package(self) -> None:
+        assert seqjax.__version__ == importlib.metadata.version("seqjax")
 
 
 class TestDocumentation:
-    @pytest.mark.parametrize("value", [*public_names()])
+    @pytest.mark.parametrize("value", PUBLIC_VALUES)
     def test_public_name_has_an_example(self, value: Any) -> None:
         documentation = inspect.getdoc(value) or ""
         assert value.__doc__, "no docstring"
-        if not hasattr(value, "_fields"):  # NamedTuples are seen in their layers' examples.
+        # NamedTuples are seen in their layers' examples, modules in their functions'.
+        if not (hasattr(value, "_fields") or inspect.ismodule(value)):
             assert ">>> " in documentation
 
     @pytest.mark.parametrize("path", SOURCES, ids=str)
     def test_module_has_a_docstring(self, path: Path) -> None:
         assert ast.get_docstring(ast.parse((PACKAGE / path).read_text()))
-
-    def test_names_are_found(self) -> None:
-        """The walk itself."""
-        ids = {parameter.id for parameter in public_names()}
-        assert {"seqjax.scan", "seqjax.Stack", "seqjax.nnx.LSTM", "seqjax.linen.GRUCell",
-                "seqjax.interop.params_from_torch", "seqjax.initializers.torch_uniform",
-                "seqjax.linen.from_torch"} <= ids  # fmt: skip
-        assert not any("flax" in name or "Any" in name for name in ids)
-
-
-PUBLIC_NAMES = {
-    "seqjax": "RNNCell LSTMCell GRUCell Stack Bidirectional Cell Layer scan lengths_to_mask "
-    "mask_to_lengths pad_sequence unpad_sequence initializers interop",
-    "seqjax.nnx": "RNN LSTM GRU RNNCell LSTMCell GRUCell Recurrent",
-    "seqjax.linen": "RNN LSTM GRU RNNCell LSTMCell GRUCell Recurrent",
-    "seqjax.interop": "params_from_torch params_to_torch",
-}
-
-
-@pytest.mark.parametrize("module", PUBLIC_NAMES)
-def test_public_names_are_there(module: str) -> None:
-    loaded = importlib.import_module(module)
-    assert [name for name in PUBLIC_NAMES[module].split() if not hasattr(loaded, name)] == []

@@ -19,6 +19,9 @@ from seqjax.cells.lstm import LSTMParams
 from seqjax.cells.rnn import RNNParams
 from seqjax.layers import BidirectionalParams
 
+__all__ = ["params_from_torch", "params_to_torch"]
+__dir__ = __all__.copy  # What dir() and tab completion show.
+
 CellParams = RNNParams | GRUParams | LSTMParams
 
 # In PyTorch's own order of a state dict.
