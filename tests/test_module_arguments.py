@@ -93,6 +93,26 @@ def test_help_says_what_each_argument_means(shell: str, kind: str) -> None:
         assert "Raises:\n  TypeError, ValueError" in documentation
 
 
+@shells
+@kinds
+def test_help_says_what_each_argument_of_a_call_means(shell: str, kind: str) -> None:
+    call = getattr(SHELLS[shell], kind).__call__
+    documentation = inspect.getdoc(call)
+    section = documentation.partition("Args:\n")[2].partition("\n\n")[0]
+    expected = {*inspect.signature(call).parameters} - {"self"}
+    assert expected <= {*re.findall(r"^  (\w+): .", section, re.MULTILINE)}
+    assert "Returns:\n  " in documentation
+    if kind != "Recurrent":
+        assert "Raises:\n  TypeError, ValueError" in documentation
+
+
+@kinds
+def test_help_shows_types_as_they_are_written(kind: str) -> None:
+    module = getattr(seqjax.nnx, kind)
+    assert inspect.signature(module.__init__).parameters["rngs"].annotation == "nnx.Rngs"
+    assert inspect.signature(module.__call__).parameters["input"].annotation == "ArrayLike"
+
+
 @pytest.mark.parametrize("kind", LAYERS)
 def test_the_warning_is_of_the_line_that_makes_the_module(kind: str) -> None:
     with warnings.catch_warnings(record=True) as caught:
