@@ -27,8 +27,6 @@ Args:
   rngs: draws the weights ("params") and, where there is dropout, what it zeroes ("dropout").
 """
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import re

@@ -31,7 +31,7 @@ Module = TypeVar("Module", bound="_Parameters")
 def _module(cls: type[Module]) -> type[Module]:
     """Completes a class that users make modules of."""
     module = documented(nnx.dataclass(eq=False)(cls))
-    module.__init__.__annotations__["rngs"] = "nnx.Rngs"  # help() would speak of `InitVar`.
+    module.__init__.__annotations__["rngs"] = nnx.Rngs  # help() would speak of `InitVar`.
     return module
 
 
