@@ -4,6 +4,8 @@ They own parameters and compute nothing themselves: the functional core does. Pa
 those of `seqjax.nnx`, for example `layers_0/forward/w_ih`.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -21,6 +23,7 @@ from seqjax.cells.base import Carry, Layer, Params, abstract_params
 from seqjax.interop.torch import load_params, params_to_torch, torch_dtype
 from seqjax.module_arguments import LSTMState, LSTMStateLike, State, StateLike, documented
 from seqjax.parameter_names import params_from_dict, params_to_dict
+from seqjax.torch_shape import apply_cell, apply_recurrent, apply_stack
 
 __all__ = [
     "GRU",
@@ -39,7 +42,7 @@ __dir__ = __all__.copy  # What dir() and tab completion show.
 Variables = Mapping[str, Any]
 
 
-def torch_state_dict(module: "_TorchModule", variables: Variables) -> dict[str, np.ndarray]:
+def torch_state_dict(module: _TorchModule, variables: Variables) -> dict[str, np.ndarray]:
     """The weights as `torch.nn.Module.load_state_dict` takes them after `torch.from_numpy`.
 
     Args:
@@ -61,7 +64,7 @@ def torch_state_dict(module: "_TorchModule", variables: Variables) -> dict[str, 
 
 
 def load_torch_state_dict(
-    module: "_TorchModule", variables: Variables, state_dict: Mapping[str, Any]
+    module: _TorchModule, variables: Variables, state_dict: Mapping[str, Any]
 ) -> dict[str, Any]:
     """New variables with every weight from a PyTorch state dict, cast to the dtype of the old.
 
@@ -87,7 +90,7 @@ def load_torch_state_dict(
     return {**variables, "params": params_to_dict(loaded)}
 
 
-def from_torch(torch_module: Any) -> tuple["_TorchModule", dict[str, Any]]:
+def from_torch(torch_module: Any) -> tuple[_TorchModule, dict[str, Any]]:
     """A module with the configuration and dtype of PyTorch's, and variables with its weights.
 
     Args:
@@ -107,13 +110,13 @@ def from_torch(torch_module: Any) -> tuple["_TorchModule", dict[str, Any]]:
     ...     output, h_n = gru.apply(variables, jnp.ones((7, 2, 3)))
     """
     kinds = {kind.__name__: kind for kind in (RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell)}
-    name = torch_shape.torch_kind(torch_module, kinds)
+    kind = kinds[torch_shape.torch_kind(torch_module, kinds)]
     state_dict = torch_module.state_dict()
-    dtype = torch_dtype(state_dict)
-    arguments = torch_shape.torch_arguments(torch_module, kinds[name])
-    module = kinds[name](**arguments, param_dtype=dtype)
-    params = load_params(name, module.layer.init(jax.random.key(0), dtype), state_dict)
-    return module, {"params": params_to_dict(params)}
+    module = kind(
+        **torch_shape.torch_arguments(torch_module, kind), param_dtype=torch_dtype(state_dict)
+    )
+    params = module.layer.init(jax.random.key(0), module.param_dtype)
+    return module, load_torch_state_dict(module, {"params": params_to_dict(params)}, state_dict)
 
 
 def _init(layer: Layer, key: jax.Array, dtype: DTypeLike) -> Params:
@@ -170,7 +173,7 @@ class _OverSequences(_Parameters, _Deterministic, arguments.SequenceArguments):
 
 
 @documented
-class Recurrent(_OverSequences, arguments.RecurrentArguments):
+class Recurrent(arguments.RecurrentArguments, _OverSequences):
     """Any layer of the core as a module: a cell, `Stack`, `Bidirectional` or one of your own.
 
     >>> import jax, jax.numpy as jnp, seqjax, seqjax.linen
@@ -193,22 +196,10 @@ class Recurrent(_OverSequences, arguments.RecurrentArguments):
         mask: ArrayLike | None = None,
         deterministic: bool | None = None,
     ) -> tuple[jax.Array, Carry]:
-        """Runs the layer over a sequence.
-
-        Args:
-          input: `(T, *batch, input_size)`, or `(*batch, T, input_size)` with `batch_first`.
-          carry: initial state, as from `layer.initial_carry`; None means zeros.
-          lengths: integers `(*batch,)`: valid steps from the start of each row.
-          mask: bool, the input's layout without features; True at valid steps.
-          deterministic: True turns dropout off; False draws it from the "dropout" stream.
-
-        Returns:
-          `(output, carry)`: outputs in the input's layout, zero at padding, and the final state.
-        """
-        return torch_shape.apply_recurrent(
-            type(self).__name__, self.layer, self._params(), input, carry,
-            lengths=lengths, mask=mask, **self._options(self._dropout_key(deterministic)),
-        )  # fmt: skip
+        key = self._dropout_key(deterministic)
+        return self._apply(
+            apply_recurrent, self._params(), input, carry, lengths=lengths, mask=mask, key=key
+        )
 
 
 class _TorchModule(_Parameters):
@@ -216,7 +207,7 @@ class _TorchModule(_Parameters):
 
 
 class _TorchLayer(
-    _OverSequences, _TorchModule, arguments.LayerArguments, Generic[StateLike, State]
+    arguments.LayerArguments, _OverSequences, _TorchModule, Generic[StateLike, State]
 ):
     """`RNN`, `LSTM` and `GRU`: their call."""
 
@@ -230,30 +221,10 @@ class _TorchLayer(
         mask: ArrayLike | None = None,
         deterministic: bool | None = None,
     ) -> tuple[jax.Array, State]:
-        """Runs the layer over a sequence, as PyTorch's `forward` does.
-
-        Args:
-          input: `(T, batch, input_size)`; `(batch, T, input_size)` with `batch_first`; or one
-            sequence `(T, input_size)`.
-          hx: initial state `(num_layers * num_directions, batch, size)`, for an LSTM a tuple
-            `(h_0, c_0)` of two; without batch for one sequence. None means zeros.
-          lengths: integers `(batch,)` in [0, T], in any order: valid steps from the start of each
-            row. A row of length 0 gives zeros and keeps its initial state.
-          mask: bool, the input's layout without features; True at valid steps, in any pattern.
-          deterministic: True turns dropout off; False draws it from the "dropout" stream. With
-            dropout, it has to be given here or to the constructor.
-
-        Returns:
-          `(output, state)`: output in the input's layout with `num_directions * size` features,
-          zero at padding; state as `hx`, taken at each row's last valid step.
-
-        Raises:
-          TypeError, ValueError: where PyTorch raises, and for `lengths` or `mask` that do not fit.
-        """
-        return torch_shape.apply_stack(
-            type(self).__name__, self.layer, self._params(), input, hx,
-            lengths=lengths, mask=mask, **self._options(self._dropout_key(deterministic)),
-        )  # fmt: skip
+        key = self._dropout_key(deterministic)
+        return self._apply(
+            apply_stack, self._params(), input, hx, lengths=lengths, mask=mask, key=key
+        )
 
 
 @documented
@@ -298,25 +269,12 @@ class RNN(_TorchLayer[ArrayLike, jax.Array], arguments.RNNArguments):
     """
 
 
-class _TorchCell(_TorchModule, arguments.CellArguments, Generic[StateLike, State]):
+class _TorchCell(arguments.CellArguments, _TorchModule, Generic[StateLike, State]):
     """`RNNCell`, `LSTMCell` and `GRUCell`: their call."""
 
     @nn.compact
     def __call__(self, input: ArrayLike, hx: StateLike | None = None) -> State:
-        """One step, as PyTorch's `forward` does it.
-
-        Args:
-          input: `(batch, input_size)` or `(input_size,)`.
-          hx: state `(batch, hidden_size)` or `(hidden_size,)`, for an LSTM a tuple `(h, c)` of
-            two; None means zeros.
-
-        Returns:
-          The new state: `h`, or `(h, c)`.
-
-        Raises:
-          TypeError, ValueError: where PyTorch raises.
-        """
-        return torch_shape.apply_cell(
+        return apply_cell(
             type(self).__name__, self.layer, self._params(), input, hx, dtype=self.dtype
         )
 

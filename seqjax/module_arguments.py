@@ -2,7 +2,8 @@
 
 A module derives from its class here, a plain dataclass whose fields become the module's own. The
 class checks them and makes a layer of the core of them; what is left to a module is to hold the
-parameters as its library does.
+parameters as its library does. A `__call__` here is there for its docstring, which a module's own
+inherits; the class is the first base for that, as Flax's modules inherit another from `type`.
 
 Args:
   layer: the layer.
@@ -31,6 +32,7 @@ import inspect
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
@@ -80,10 +82,10 @@ class ModuleArguments:
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
-    if TYPE_CHECKING:  # A field of `Recurrent`; a property of the others.
+    if TYPE_CHECKING:  # A field of `Recurrent`; a property of the others, each with its own type.
 
         @property
-        def layer(self) -> Layer: ...
+        def layer(self) -> Any: ...
 
     # With an underscore, as every method here: `nnx.tabulate` compiles a module's public ones.
     def _check(self) -> None:
@@ -99,10 +101,11 @@ class SequenceArguments(ModuleArguments):
     implementation: str | None = None
     remat: bool = False
 
-    def _options(self, key: jax.Array | None) -> dict[str, Any]:
-        """What `torch_shape.apply_recurrent` takes besides the arguments of a call."""
+    def _apply(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Calls `torch_shape.apply_recurrent`, or one like it, with what the module knows."""
         names = ("batch_first", "dtype", "implementation", "remat")
-        return {"key": key} | {name: getattr(self, name) for name in names}
+        options |= {name: getattr(self, name) for name in names}
+        return function(type(self).__name__, self.layer, *args, **options)
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -116,6 +119,23 @@ class RecurrentArguments(SequenceArguments):
     def _check(self) -> None:
         check_layer("layer", self.layer)
         check_type("batch_first", self.batch_first, bool)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the layer over a sequence.
+
+        Args:
+          input: `(T, *batch, input_size)`, or `(*batch, T, input_size)` with `batch_first`.
+          carry: initial state, as from `layer.initial_carry`; None means zeros.
+          lengths: integers `(*batch,)`: valid steps from the start of each row.
+          mask: bool, the input's layout without features; True at valid steps.
+          deterministic: True turns dropout off, False on. None: as `train()` and `eval()` set an
+            NNX module; a Linen module that has dropout needs it here or in the constructor.
+          rngs: of an NNX module: overrides where dropout draws from. A Linen module draws from
+            its "dropout" stream.
+
+        Returns:
+          `(output, carry)`: outputs in the input's layout, zero at padding, and the final state.
+        """
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -166,12 +186,36 @@ class LayerArguments(_Sizes, SequenceArguments):
         check_type("bidirectional", self.bidirectional, bool)
         super()._check()
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the layer over a sequence, as PyTorch's `forward` does.
+
+        Args:
+          input: `(T, batch, input_size)`; `(batch, T, input_size)` with `batch_first`; or one
+            sequence `(T, input_size)`.
+          hx: initial state `(num_layers * num_directions, batch, size)`, for an LSTM a tuple
+            `(h_0, c_0)` of two; without batch for one sequence. None means zeros.
+          lengths: integers `(batch,)` in [0, T], in any order: valid steps from the start of each
+            row. A row of length 0 gives zeros and keeps its initial state.
+          mask: bool, the input's layout without features; True at valid steps, in any pattern.
+          deterministic: True turns dropout off, False on. None: as `train()` and `eval()` set an
+            NNX module; a Linen module that has dropout needs it here or in the constructor.
+          rngs: of an NNX module: overrides where dropout draws from. A Linen module draws from
+            its "dropout" stream.
+
+        Returns:
+          `(output, state)`: output in the input's layout with `num_directions * size` features,
+          zero at padding; state as `hx`, taken at each row's last valid step.
+
+        Raises:
+          TypeError, ValueError: where PyTorch raises, and for `lengths` or `mask` that do not fit.
+        """
+
 
 def _level_of_user() -> int:
     """How far up from our caller's line the one is that makes the module."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in ("seqjax", "flax"):
-        level, frame = level + 1, frame.f_back
+    level = 1
+    while sys._getframe(level).f_globals["__name__"].partition(".")[0] in ("seqjax", "flax"):
+        level += 1
     return level
 
 
@@ -212,10 +256,20 @@ class CellArguments(ModuleArguments):
     hidden_size: int
     bias: bool = True
 
-    @property
-    def layer(self) -> Cell:
-        """The cell of the core that the arguments stand for."""
-        raise NotImplementedError
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """One step, as PyTorch's `forward` does it.
+
+        Args:
+          input: `(batch, input_size)` or `(input_size,)`.
+          hx: state `(batch, hidden_size)` or `(hidden_size,)`, for an LSTM a tuple `(h, c)` of
+            two; None means zeros.
+
+        Returns:
+          The new state: `h`, or `(h, c)`.
+
+        Raises:
+          TypeError, ValueError: where PyTorch raises.
+        """
 
 
 @dataclasses.dataclass(eq=False, repr=False)

@@ -4,9 +4,11 @@ They own parameters and compute nothing themselves: the functional core does. Pa
 those of `seqjax.linen`, for example `layers_0/forward/w_ih`.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Generic, Self
+from typing import Any, Generic, Self, TypeVar, dataclass_transform
 
 import jax
 import numpy as np
@@ -19,11 +21,21 @@ from seqjax.cells.base import Carry, Params
 from seqjax.interop.torch import load_params, params_to_torch, torch_dtype
 from seqjax.module_arguments import LSTMState, LSTMStateLike, State, StateLike, documented
 from seqjax.parameter_names import params_from_dict, params_to_dict
+from seqjax.torch_shape import apply_cell, apply_recurrent, apply_stack
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "Recurrent"]
 __dir__ = __all__.copy  # What dir() and tab completion show.
 
 Draws = nnx.Rngs | nnx.RngStream | jax.Array
+Module = TypeVar("Module", bound="_Parameters")
+
+
+@dataclass_transform(field_specifiers=(dataclasses.field,))
+def _module(cls: type[Module]) -> type[Module]:
+    """Completes a class that users make modules of."""
+    module = documented(nnx.dataclass(eq=False)(cls))
+    module.__init__.__annotations__["rngs"] = nnx.Rngs  # help() would speak of `InitVar`.
+    return module
 
 
 @nnx.dataclass(eq=False)
@@ -138,9 +150,8 @@ class _OverSequences(_Parameters, arguments.SequenceArguments):
                 )
 
 
-@documented
-@nnx.dataclass(eq=False)
-class Recurrent(_OverSequences, arguments.RecurrentArguments):
+@_module
+class Recurrent(arguments.RecurrentArguments, _OverSequences):
     """Any layer of the core as a module: a cell, `Stack`, `Bidirectional` or one of your own.
 
     >>> from flax import nnx
@@ -162,27 +173,14 @@ class Recurrent(_OverSequences, arguments.RecurrentArguments):
         deterministic: bool | None = None,
         rngs: Draws | None = None,
     ) -> tuple[jax.Array, Carry]:
-        """Runs the layer over a sequence.
-
-        Args:
-          input: `(T, *batch, input_size)`, or `(*batch, T, input_size)` with `batch_first`.
-          carry: initial state, as from `layer.initial_carry`; None means zeros.
-          lengths: integers `(*batch,)`: valid steps from the start of each row.
-          mask: bool, the input's layout without features; True at valid steps.
-          deterministic: overrides the mode set by `train()` and `eval()`.
-          rngs: overrides where dropout draws from.
-
-        Returns:
-          `(output, carry)`: outputs in the input's layout, zero at padding, and the final state.
-        """
-        return torch_shape.apply_recurrent(
-            type(self).__name__, self.layer, self.params, input, carry,
-            lengths=lengths, mask=mask, **self._options(self._dropout_key(deterministic, rngs)),
-        )  # fmt: skip
+        key = self._dropout_key(deterministic, rngs)
+        return self._apply(
+            apply_recurrent, self.params, input, carry, lengths=lengths, mask=mask, key=key
+        )
 
 
 class _TorchLayer(
-    _OverSequences, _TorchWeights, arguments.LayerArguments, Generic[StateLike, State]
+    arguments.LayerArguments, _OverSequences, _TorchWeights, Generic[StateLike, State]
 ):
     """`RNN`, `LSTM` and `GRU`: their call."""
 
@@ -196,34 +194,11 @@ class _TorchLayer(
         deterministic: bool | None = None,
         rngs: Draws | None = None,
     ) -> tuple[jax.Array, State]:
-        """Runs the layer over a sequence, as PyTorch's `forward` does.
-
-        Args:
-          input: `(T, batch, input_size)`; `(batch, T, input_size)` with `batch_first`; or one
-            sequence `(T, input_size)`.
-          hx: initial state `(num_layers * num_directions, batch, size)`, for an LSTM a tuple
-            `(h_0, c_0)` of two; without batch for one sequence. None means zeros.
-          lengths: integers `(batch,)` in [0, T], in any order: valid steps from the start of each
-            row. A row of length 0 gives zeros and keeps its initial state.
-          mask: bool, the input's layout without features; True at valid steps, in any pattern.
-          deterministic: overrides the mode set by `train()` and `eval()`.
-          rngs: overrides where dropout draws from.
-
-        Returns:
-          `(output, state)`: output in the input's layout with `num_directions * size` features,
-          zero at padding; state as `hx`, taken at each row's last valid step.
-
-        Raises:
-          TypeError, ValueError: where PyTorch raises, and for `lengths` or `mask` that do not fit.
-        """
-        return torch_shape.apply_stack(
-            type(self).__name__, self.layer, self.params, input, hx,
-            lengths=lengths, mask=mask, **self._options(self._dropout_key(deterministic, rngs)),
-        )  # fmt: skip
+        key = self._dropout_key(deterministic, rngs)
+        return self._apply(apply_stack, self.params, input, hx, lengths=lengths, mask=mask, key=key)
 
 
-@documented
-@nnx.dataclass(eq=False)
+@_module
 class LSTM(_TorchLayer[LSTMStateLike, LSTMState], arguments.LSTMArguments):
     """`torch.nn.LSTM`, with its optional projection.
 
@@ -236,8 +211,7 @@ class LSTM(_TorchLayer[LSTMStateLike, LSTMState], arguments.LSTMArguments):
     """
 
 
-@documented
-@nnx.dataclass(eq=False)
+@_module
 class GRU(_TorchLayer[ArrayLike, jax.Array], arguments.GRUArguments):
     """`torch.nn.GRU`.
 
@@ -250,8 +224,7 @@ class GRU(_TorchLayer[ArrayLike, jax.Array], arguments.GRUArguments):
     """
 
 
-@documented
-@nnx.dataclass(eq=False)
+@_module
 class RNN(_TorchLayer[ArrayLike, jax.Array], arguments.RNNArguments):
     """`torch.nn.RNN`, tanh or relu.
 
@@ -264,30 +237,14 @@ class RNN(_TorchLayer[ArrayLike, jax.Array], arguments.RNNArguments):
     """
 
 
-class _TorchCell(_TorchWeights, arguments.CellArguments, Generic[StateLike, State]):
+class _TorchCell(arguments.CellArguments, _TorchWeights, Generic[StateLike, State]):
     """`RNNCell`, `LSTMCell` and `GRUCell`: their call."""
 
     def __call__(self, input: ArrayLike, hx: StateLike | None = None) -> State:
-        """One step, as PyTorch's `forward` does it.
-
-        Args:
-          input: `(batch, input_size)` or `(input_size,)`.
-          hx: state `(batch, hidden_size)` or `(hidden_size,)`, for an LSTM a tuple `(h, c)` of
-            two; None means zeros.
-
-        Returns:
-          The new state: `h`, or `(h, c)`.
-
-        Raises:
-          TypeError, ValueError: where PyTorch raises.
-        """
-        return torch_shape.apply_cell(
-            type(self).__name__, self.layer, self.params, input, hx, dtype=self.dtype
-        )
+        return apply_cell(type(self).__name__, self.layer, self.params, input, hx, dtype=self.dtype)
 
 
-@documented
-@nnx.dataclass(eq=False)
+@_module
 class LSTMCell(_TorchCell[LSTMStateLike, LSTMState], arguments.LSTMCellArguments):
     """`torch.nn.LSTMCell`: one step.
 
@@ -300,8 +257,7 @@ class LSTMCell(_TorchCell[LSTMStateLike, LSTMState], arguments.LSTMCellArguments
     """
 
 
-@documented
-@nnx.dataclass(eq=False)
+@_module
 class GRUCell(_TorchCell[ArrayLike, jax.Array], arguments.GRUCellArguments):
     """`torch.nn.GRUCell`: one step.
 
@@ -314,8 +270,7 @@ class GRUCell(_TorchCell[ArrayLike, jax.Array], arguments.GRUCellArguments):
     """
 
 
-@documented
-@nnx.dataclass(eq=False)
+@_module
 class RNNCell(_TorchCell[ArrayLike, jax.Array], arguments.RNNCellArguments):
     """`torch.nn.RNNCell`: one step.
 

@@ -3,10 +3,11 @@
 import inspect
 import re
 import warnings
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from flax import nnx
+from jax.typing import DTypeLike
 from shells import CELLS, LAYERS
 
 import seqjax.linen
@@ -91,6 +92,39 @@ def test_help_says_what_each_argument_means(shell: str, kind: str) -> None:
         assert f"generated/torch.nn.{kind}.html" in documentation
         assert f"`seqjax.{kind.removesuffix('Cell')}Cell`" in documentation
         assert "Raises:\n  TypeError, ValueError" in documentation
+
+
+@shells
+@kinds
+def test_help_says_what_each_argument_of_a_call_means(shell: str, kind: str) -> None:
+    call = getattr(SHELLS[shell], kind).__call__
+    documentation = inspect.getdoc(call)
+    section = documentation.partition("Args:\n")[2].partition("\n\n")[0]
+    expected = {*inspect.signature(call).parameters} - {"self"}
+    assert expected <= {*re.findall(r"^  (\w+): .", section, re.MULTILINE)}
+    assert "Returns:\n  " in documentation
+    if kind != "Recurrent":
+        assert "Raises:\n  TypeError, ValueError" in documentation
+
+
+@shells
+@kinds
+def test_help_shows_types_as_they_are_written(shell: str, kind: str) -> None:
+    call = inspect.signature(getattr(SHELLS[shell], kind).__call__)
+    assert call.parameters["input"].annotation == "ArrayLike"
+    state = "carry" if kind == "Recurrent" else "hx"
+    assert call.parameters[state].annotation.endswith(" | None")
+
+
+@shells
+@kinds
+def test_types_are_found_when_the_program_runs(shell: str, kind: str) -> None:
+    module = getattr(SHELLS[shell], kind)
+    assert get_type_hints(module.__call__).keys() >= {"input", "return"}
+    hints = get_type_hints(module.__init__)
+    assert hints["param_dtype"] == DTypeLike
+    if shell == "nnx":
+        assert hints["rngs"] is nnx.Rngs
 
 
 @pytest.mark.parametrize("kind", LAYERS)
