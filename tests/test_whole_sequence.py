@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 import seqjax
 import seqjax.linen
 import seqjax.nnx
-from seqjax.ops.whole_sequence import chunks
+from seqjax.ops.whole_sequence import chunks, forward
 
 ROWS = 3
 CELLS = {name: cases.CELLS[name] for name in ("rnn_relu", "lstm_proj", "gru")}
@@ -130,6 +130,19 @@ def test_a_length_without_divisors_adds_no_program(direction: str) -> None:
 
 def chunks_to_run(mask: Any, reverse: bool) -> Any:
     return chunks.chunks_to_run(chunks.split(mask, 4), reverse)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("name", "gates"), [("rnn_relu", 0), ("lstm_proj", 4), ("gru", 4)])
+def test_no_array_is_saved_twice(name: str, gates: int, masked: bool) -> None:
+    """An Elman recurrence's gate is the new h, which is saved anyway."""
+    cell = CELLS[name]
+    case = contract.abstract_case(cell, (ROWS,), 8, jnp.float32)
+    mask = jax.ShapeDtypeStruct((8, ROWS), bool) if masked else None
+    plan = chunks.Plan(cell, steps=4, skips=masked, reverse=False, unroll=1)
+    save = functools.partial(forward.forward_and_save, plan)
+    _, residuals = jax.eval_shape(save, case.params, cell.split_carry(case.carry), case.xs, mask)
+    assert len(jax.tree.leaves(residuals.saved)) == gates
 
 
 class TestPaddingIsNotComputed:

@@ -58,10 +58,17 @@ def step(
     Where `valid`, bool (rows, 1), is off, `rest` is as it was; h may be anything.
     """
     gates = _activate(tuple(cell.gates.values()), from_x, from_h)
-    h, *rest = _outputs(cell, *gates, widen(state.h), *state.rest)
-    if valid is not None:
-        rest = [jnp.where(valid, new, old) for new, old in zip(rest, state.rest, strict=True)]
-    return State(h, tuple(barrier(array) for array in rest)), gates
+    inputs = (*gates, widen(state.h), *state.rest)
+    if valid is None:
+        h, *rest = _outputs(cell, *inputs)
+    else:
+        # h comes of the rest that is kept. Of one selected later, XLA would compute it for each.
+        of_h, *of_rest = _programs(cell, inputs)
+        new_rest = (_run(program, inputs) for program in of_rest)
+        kept = zip(new_rest, state.rest, strict=True)
+        rest = [barrier(jnp.where(valid, new, old)) for new, old in kept]
+        h = _run(of_h, (*inputs, *rest))
+    return State(h, tuple(map(barrier, rest))), gates
 
 
 def hidden(cell: Gated, saved: Saved, before: State, h: jax.Array) -> jax.Array:
@@ -83,15 +90,11 @@ def factors(cell: Gated, saved: Saved, before: State, h: jax.Array) -> Factors:
     """
     inputs = _inputs(saved, before, h)
     of_h, *of_rest = _programs(cell, inputs)
-    rest = [jaxpr_as_fun(program)(*inputs)[0] for program in of_rest]
+    rest = [_run(program, inputs) for program in of_rest]
     slopes = _slopes(cell.gates.values(), inputs)
 
     def partials(program: ClosedJaxpr) -> dict[int, jax.Array]:
-        def output(*values: jax.Array) -> jax.Array:
-            return jaxpr_as_fun(program)(*values)[0]
-
-        values = [*inputs, *rest][: len(program.jaxpr.invars)]
-        value, pullback = jax.vjp(output, *values)
+        value, pullback = jax.vjp(lambda *values: _run(program, values), *inputs, *rest)
         found = pullback(jnp.ones_like(value))
         return {
             index: found[index] * slopes[index] if index in slopes else found[index]
@@ -203,6 +206,11 @@ def _programs(cell: Gated, inputs: Sequence[jax.Array]) -> list[ClosedJaxpr]:
             outvars=[h],
         )
     return [ClosedJaxpr(program, whole.consts) for program in programs]
+
+
+def _run(program: ClosedJaxpr, values: Sequence[jax.Array]) -> jax.Array:
+    """Its output; values behind those that it takes are left out."""
+    return jaxpr_as_fun(program)(*values[: len(program.jaxpr.invars)])[0]
 
 
 def _read(jaxpr: Jaxpr) -> list[int]:
