@@ -285,7 +285,7 @@ MISTAKES = {
     ),
     "kernel: outputs at padding pass gradients": Mistake(
         "seqjax/ops/whole_sequence/tangents.py",
-        "zero_padding(valid, d_new.h)",
+        "zero_padding(valid if plan.skips else None, d_new.h)",
         "d_new.h",
         "golden",
         "rnn_tanh_one_layer-ragged",
@@ -327,14 +327,14 @@ MISTAKES = {
     ),
     "kernel: padded inputs not zeroed": Mistake(
         "seqjax/ops/whole_sequence/forward.py",
-        "zero_padding(None if valid is None else valid.ravel(), _at(split_xs, chunk))",
+        "zero_padding(padding, _at(split_xs, chunk))",
         "_at(split_xs, chunk)",
         "contract",
         "lstm-xla-check_padding_never_leaks",
     ),
     "kernel: padded inputs not zeroed for the weights": Mistake(
         "seqjax/ops/whole_sequence/tangents.py",
-        "widen(zero_padding(valid, x))",
+        "widen(zero_padding(valid if plan.skips else None, x))",
         "widen(x)",
         "contract",
         "rnn_tanh-xla-check_padding_never_leaks",

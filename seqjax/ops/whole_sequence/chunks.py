@@ -31,7 +31,7 @@ class Plan(NamedTuple):
 
     cell: Gated
     steps: int  # Steps a chunk of the derivative: a divisor of the number of steps.
-    skips: bool  # Whether the mask may leave out whole chunks, or is only that of added steps.
+    skips: bool  # Whether the mask is a user's: else only of added steps, which read zeros.
     reverse: bool
     unroll: int
 

@@ -78,7 +78,8 @@ def forward(
         else:
             chunk = chunks - 1 - index if plan.reverse else index
         valid = None if mask is None else _at(mask, chunk)
-        inputs = zero_padding(None if valid is None else valid.ravel(), _at(split_xs, chunk))
+        padding = valid.ravel() if plan.skips else None
+        inputs = zero_padding(padding, _at(split_xs, chunk))
         from_xs = barrier(project(inputs, params.w_ih))
 
         def run_step(index: Any, loop: Any) -> Any:
@@ -89,7 +90,7 @@ def forward(
                 from_xs, step * rows, rows, allow_negative_indices=False
             )
             new_state, saved = _step(plan.cell, params, state, total(from_x, bias), valid_step)
-            h = new_state.h if save else zero_padding(valid_step, new_state.h)
+            h = zero_padding(valid_step, new_state.h) if plan.skips and not save else new_state.h
             values = Residuals(state, h, saved) if save else Residuals(None, h, None)
             return new_state, jax.tree.map(_put(chunk, step), residuals, values)
 

@@ -83,7 +83,7 @@ def _run_jvp(plan: Plan, primals: Any, tangents: Any) -> Any:
     params, _, xs, mask = primals
     new_state, residuals = forward_and_save(plan, *primals)
     d_values = tangents_of_run(plan, params, xs, mask, residuals, *tangents[:3])
-    values = new_state, zero_padding(mask, residuals.hs)
+    values = new_state, zero_padding(mask if plan.skips else None, residuals.hs)
     return values, cast_like(d_values, values)
 
 

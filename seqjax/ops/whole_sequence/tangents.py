@@ -57,7 +57,7 @@ def tangents_of_run(
             d_new = d_new._replace(h=total(d_new.h @ w_hr, d.of_m))
         if valid is not None:
             d_new = where_valid(valid, d_new, d_state)
-        return d_new, zero_padding(valid, d_new.h)
+        return d_new, zero_padding(valid if plan.skips else None, d_new.h)
 
     @remat
     def run_chunk(d_state: State, inputs: Any) -> Any:
@@ -67,7 +67,7 @@ def tangents_of_run(
         # what enters it.
         factors = elementwise.factors(cell, chunk.saved, before, hs)
         m = None if w_hr is None else elementwise.hidden(cell, chunk.saved, before, hs)
-        x = widen(zero_padding(valid, x))
+        x = widen(zero_padding(valid if plan.skips else None, x))
         values = _values(cell, x, before.h, m, bias=params.b_ih is not None)
 
         def multiply(values: jax.Array, weights: jax.Array) -> jax.Array:
