@@ -78,7 +78,7 @@ def forward(
         else:
             chunk = chunks - 1 - index if plan.reverse else index
         valid = None if mask is None else _at(mask, chunk)
-        padding = valid.ravel() if plan.skips else None
+        padding = valid.ravel() if valid is not None and plan.skips else None
         inputs = zero_padding(padding, _at(split_xs, chunk))
         from_xs = barrier(project(inputs, params.w_ih))
 
