@@ -234,6 +234,27 @@ MISTAKES = {
         "golden",
         "test_float32 and lstm-core",
     ),
+    "kernel: what padding leaves makes NaN": Mistake(
+        "seqjax/ops/whole_sequence/forward.py",
+        "filled_with(0.5, saved)",
+        "filled_with(0, saved)",
+        "user_cells",
+        "beside_padding",
+    ),
+    "kernel: a gate at padding read from the state": Mistake(
+        "seqjax/ops/whole_sequence/forward.py",
+        "elif h.dtype == wide_h.dtype and not rest:",
+        "elif h.dtype == wide_h.dtype:",
+        "user_cells",
+        "divides",
+    ),
+    "kernel: sigmoids lose their tail": Mistake(
+        "seqjax/ops/elementwise.py",
+        "if s == 1 or _keeps_errors(cell, kept)",
+        "if True",
+        "user_cells",
+        "divides and -20",
+    ),
     "kernel: added steps are run": Mistake(
         "seqjax/ops/whole_sequence/scan.py",
         "for a in (xs, mask))",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import shells
 import test_contract
-from user_cells import CELLS, CoupledCarry, numpy_step
+from user_cells import CELLS, CoupledCarry, SharpCell, numpy_step
 
 import seqjax
 from seqjax.ops.dispatch import IMPLEMENTATIONS
@@ -104,6 +104,46 @@ def test_as_a_module(name: str, shell: str) -> None:
     expected_carry, ys = seqjax.scan(layer, params, xs, mask=mask)
     shells.assert_same(output, jnp.swapaxes(ys, 0, 1))
     shells.assert_same(carry, expected_carry)
+
+
+@pytest.mark.parametrize("bias", [0.0, -20.0])
+@pytest.mark.parametrize("padding", ["left", "right", "added"])
+def test_a_combine_that_divides(padding: str, bias: float) -> None:
+    """What padding leaves behind becomes no NaN, and a small gate keeps its digits."""
+    cell = SharpCell(cases.INPUT_SIZE, cases.HIDDEN_SIZE)
+    length = 131 if padding == "added" else 20
+    case = contract.make_case(cell, (3,), length)
+    zeros = jax.tree.map(np.zeros_like, case.carry)
+    case = case._replace(carry=zeros, params=case.params._replace(b_ih=case.params.b_ih + bias))
+    steps = np.arange(20)[:, None]
+    mask = {"left": steps > np.array([3, 0, 19]), "right": steps < np.array([3, 0, 19])}.get(
+        padding
+    )
+    run = functools.partial(contract.evaluate, cell, case, mask)
+    got, expected = run(implementation="xla"), run(implementation="scan")
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(expected))
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * np.abs(other).max())
+
+
+def test_second_derivatives_beside_padding(x64: None) -> None:
+    """What is kept of chunks that are left out is nothing that `combine` cannot divide by."""
+    cell = SharpCell(cases.INPUT_SIZE, cases.HIDDEN_SIZE)
+    case = contract.make_case(cell, (3,), 256, np.float64)
+    mask = seqjax.lengths_to_mask([3, 0, 9], 256)
+
+    def run(implementation: str) -> Any:
+        def loss(params: Any, xs: Any) -> jax.Array:
+            carry, ys = seqjax.scan(cell, params, xs, mask=mask, implementation=implementation)
+            return jnp.sin(ys).sum() + jnp.sin(carry.c).sum()
+
+        def penalty(params: Any, xs: Any) -> jax.Array:
+            gradients = jax.grad(loss, argnums=(0, 1))(params, xs)
+            return sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(gradients))
+
+        return contract.quick_jit(jax.grad(penalty, argnums=(0, 1)))(case.params, case.xs)
+
+    contract.assert_close(run("xla"), run("scan"), 1e-10)
 
 
 def test_decoding() -> None:
@@ -215,6 +255,10 @@ class TestWhatIsRefused:
         message = "OwnCell.gates should map at least one name to an activation.*got: "
         with pytest.raises(TypeError, match=message):
             cell_of(gates, lambda self, gates, h: h)
+
+    def test_carry_type(self) -> None:
+        with pytest.raises(TypeError, match="carry_type should be None or a NamedTuple"):
+            type("OwnCell", (seqjax.GatedCell,), {"gates": SIGMOID, "carry_type": tuple})
 
     def test_no_gates_at_all(self) -> None:
         class Nothing(seqjax.GatedCell):

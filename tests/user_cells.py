@@ -54,6 +54,16 @@ class CoupledLSTMCell(seqjax.GatedCell):
         return CoupledCarry(gates.o * jnp.tanh(c + 0.1 * written), c, written)
 
 
+class SharpCell(seqjax.GatedCell):
+    """One that a gate near zero, or a state of zeros in its place, makes infinite."""
+
+    gates = {"f": jax.nn.sigmoid}
+    carry_type = seqjax.LSTMCarry
+
+    def combine(self, gates: Any, carry: seqjax.LSTMCarry) -> seqjax.LSTMCarry:
+        return seqjax.LSTMCarry(gates.f, 0.5 * carry.c + jnp.log(gates.f))
+
+
 CELLS: dict[str, seqjax.GatedCell] = {
     "mgu": MGUCell(cases.INPUT_SIZE, cases.HIDDEN_SIZE),
     "update": UpdateCell(cases.INPUT_SIZE, cases.HIDDEN_SIZE, bias=False, leak=0.2),

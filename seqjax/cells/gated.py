@@ -71,7 +71,16 @@ class GatedCell(Cell[ParamsT, CarryT]):
 
     A state of more than h is a NamedTuple, named as `carry_type`: its first field is h, what the
     recurrent weights multiply and the cell puts out, in the input's dtype; the others, like
-    everything that `combine` gets and gives, are kept in float32 at least.
+    everything that `combine` gets and gives, are kept in float32 at least. An LSTM whose forget
+    gate is one minus its input gate:
+
+    >>> class CoupledLSTMCell(seqjax.GatedCell):
+    ...     gates = {"i": jax.nn.sigmoid, "g": jnp.tanh, "o": jax.nn.sigmoid}
+    ...     carry_type = seqjax.LSTMCarry
+    ...
+    ...     def combine(self, gates, carry):
+    ...         c = (1 - gates.i) * carry.c + gates.i * gates.g
+    ...         return seqjax.LSTMCarry(gates.o * jnp.tanh(c), c)
 
     Args:
       input_size: features of `x`.
@@ -97,6 +106,11 @@ class GatedCell(Cell[ParamsT, CarryT]):
         super().__init_subclass__(**options)
         if not isinstance(cls.gates, property):
             check_gates(cls.__name__, cls.gates)
+        if cls.carry_type is not None and not hasattr(cls.carry_type, "_fields"):
+            raise TypeError(
+                f"{cls.__name__}.carry_type should be None or a NamedTuple, h first, "
+                f"got: {cls.carry_type!r}"
+            )
 
     def __post_init__(self) -> None:
         check_type("bias", self.bias, bool)
@@ -116,8 +130,8 @@ class GatedCell(Cell[ParamsT, CarryT]):
     def combine(self, gates: Any, carry: CarryT) -> CarryT:
         """The new carry, elementwise, from the gates by name and the carry.
 
-        All arrays are `(..., hidden_size)`, in float32 at least. A gate without activation is a
-        pair: what comes from x, and what comes from h.
+        All arrays have one shape, of a step or of many at a time, `(..., hidden_size)`, in float32
+        at least. A gate without activation is a pair: what comes from x, and what comes from h.
         """
 
     @property

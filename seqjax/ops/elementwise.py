@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun, jaxprs_in_params
 
 from seqjax.ops.gates import Activation, Gated, State, combine
 from seqjax.ops.precision import widen
@@ -38,7 +38,16 @@ SCALES: dict[Activation | None, float] = {
     jax.nn.sigmoid: 0.5,
     jax.lax.logistic: 0.5,
 }
-"""Functions that are `(1 - scale) + scale * tanh(scale * x)`: one tanh of one array serves many."""
+"""Functions that are `(1 - scale) + scale * tanh(scale * x)`: one tanh of one array serves many.
+
+A sigmoid made of tanh is as exact as any number near 1, but not near 0, relative to itself.
+"""
+
+KEEP_ERRORS = {
+    *("add", "sub", "mul", "neg", "abs", "max", "min", "tanh", "logistic", "select_n"),
+    *("lt", "le", "gt", "ge", "eq", "ne", "jit", "pjit", "convert_element_type", "copy"),
+}
+"""Operations after which a small error is still small, unlike after a logarithm or a division."""
 
 SLOPES: dict[Activation | None, Callable[[jax.Array], jax.Array]] = {
     jnp.tanh: lambda y: 1 - y * y,
@@ -57,7 +66,7 @@ def step(
 
     Where `valid`, bool (rows, 1), is off, `rest` is as it was; h may be anything.
     """
-    gates = _activate(tuple(cell.gates.values()), from_x, from_h)
+    gates = _activate(cell, from_x, from_h, kept=len(state.rest))
     inputs = (*gates, widen(state.h), *state.rest)
     if valid is None:
         h, *rest = _outputs(cell, *inputs)
@@ -129,16 +138,18 @@ def tangent(
 
 
 def _activate(
-    activations: Sequence[Activation | None], from_x: jax.Array, from_h: jax.Array
+    cell: Gated, from_x: jax.Array, from_h: jax.Array, *, kept: int
 ) -> tuple[jax.Array, ...]:
     """What `combine` gets of the gates: one array a gate, or two that are kept apart.
 
     Fused with what takes the gates apart, XLA computes a tanh element by element. So gates side by
     side share one, and a barrier or, stronger, a concatenation has it written out.
     """
+    activations = tuple(cell.gates.values())
     count = len(activations)
     units = from_h.shape[-1] // count
-    runs = [list(run) for _, run in itertools.groupby(activations, lambda a: a in SCALES or a)]
+    scales = {a: s for a, s in SCALES.items() if s == 1 or _keeps_errors(cell, kept)}
+    runs = [list(run) for _, run in itertools.groupby(activations, lambda a: a in scales or a)]
     edges = list(itertools.accumulate(units * len(run) for run in runs[:-1]))
     written = []
     for run, x, h in zip(
@@ -147,8 +158,8 @@ def _activate(
         activation = run[0]
         if activation is None:
             written.append(h)
-        elif activation in SCALES:
-            scale = np.repeat(np.array([SCALES[a] for a in run], x.dtype), units)
+        elif activation in scales:
+            scale = np.repeat(np.array([scales[a] for a in run], x.dtype), units)
             written.append((1 - scale) + scale * jnp.tanh((x + h) * scale))
         else:
             written.append(activation(x + h) if activation in SLOPES else x + h)
@@ -159,6 +170,21 @@ def _activate(
     ):
         gates += [x, gate] if activation is None else [gate]
     return tuple(gates)
+
+
+@functools.lru_cache
+def _keeps_errors(cell: Gated, kept: int) -> bool:
+    """Whether `combine` does no more than `KEEP_ERRORS` does."""
+    parts = sum(2 if activation is None else 1 for activation in cell.gates.values())
+    numbers = [np.float32(0.5)] * (parts + 1 + kept)
+    return _operations(jax.make_jaxpr(functools.partial(_outputs, cell))(*numbers)) <= KEEP_ERRORS
+
+
+def _operations(program: Any) -> set[str]:
+    """The names of a program's operations."""
+    names = {equation.primitive.name for equation in program.eqns}
+    inner = (sub for equation in program.eqns for sub in jaxprs_in_params(equation.params))
+    return names.union(*map(_operations, inner))
 
 
 def _inputs(saved: Saved, before: State, h: jax.Array) -> tuple[jax.Array, ...]:

@@ -41,6 +41,8 @@ class Gated(Protocol):
     def projection(self, params: Any) -> jax.Array | None:
         """The weight that multiplies h at the end of a step, if there is one."""
 
+    def __hash__(self) -> int: ...
+
 
 def keeps_apart(cell: Gated) -> bool:
     """Whether what comes from x and what comes from h do more than add up."""

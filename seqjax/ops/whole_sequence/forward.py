@@ -144,7 +144,7 @@ def _step(
     weight = cell.projection(params)
     if weight is not None:
         h = project(h, weight).astype(state.h.dtype)
-    elif h.dtype == wide_h.dtype:  # It is saved as that.
+    elif h.dtype == wide_h.dtype and not rest:  # It is saved as that.
         saved = tuple(None if gate is wide_h else gate for gate in saved)
     return State(h if valid is None else where_valid(valid, h, state.h), rest), saved
 
@@ -185,9 +185,18 @@ def _put_along(axis: int) -> Any:
 def _buffers(
     plan: Plan, params: Any, state: State, xs: jax.Array, mask: jax.Array | None, *, save: bool
 ) -> Residuals:
-    """What the loops write to. Only `hs` is read where nothing was written."""
+    """What the loops write to.
+
+    Where chunks were left out, only `hs` is read for its values. But a second derivative passes by
+    what is saved there: one half, since `combine` may divide by a gate, or take its logarithm.
+    """
     if not save:
         return Residuals(None, jnp.zeros((len(xs), *state.h.shape), state.h.dtype), None)
-    saved = functools.partial(_save_plainly, plan)
-    _, shapes = jax.eval_shape(saved, params, state, xs, mask)
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    run = functools.partial(_save_plainly, plan)
+    _, (before, hs, saved) = jax.eval_shape(run, params, state, xs, mask)
+
+    def filled_with(number: float, leaves: Any) -> Any:
+        return jax.tree.map(lambda leaf: jnp.full(leaf.shape, number, leaf.dtype), leaves)
+
+    before, hs = filled_with(0, (before, hs))
+    return Residuals(before, hs, filled_with(0.5, saved))
