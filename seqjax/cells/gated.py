@@ -9,7 +9,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import jaxprs_in_params
 from jax.typing import DTypeLike
 
 from seqjax.cells.base import (
@@ -23,7 +22,7 @@ from seqjax.cells.base import (
 )
 from seqjax.ops import reference
 from seqjax.ops.dispatch import choose_implementation, why_not_xla
-from seqjax.ops.gates import Activation, State, activate_and_combine, named_gates
+from seqjax.ops.gates import Activation, State, activate_and_combine, equations, named_gates
 from seqjax.ops.precision import accumulation_dtype, project, widen
 from seqjax.ops.whole_sequence.scan import scan as whole_sequence_scan
 
@@ -270,10 +269,8 @@ def check_combine(cell: GatedCell) -> None:
 
 def _not_elementwise(jaxpr: Any) -> Iterator[str]:
     """Names of operations that would look beyond a single number."""
-    for equation in jaxpr.eqns:
+    for equation in equations(jaxpr):
         name = equation.primitive.name
         has_axes = any(variable.aval.shape for variable in (*equation.invars, *equation.outvars))
         if has_axes or name.startswith(("reduce_", "arg", "rev", "transpose", "broadcast")):
             yield name
-        for inner in jaxprs_in_params(equation.params):
-            yield from _not_elementwise(inner)

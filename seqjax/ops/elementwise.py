@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun, jaxprs_in_params
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
-from seqjax.ops.gates import Activation, Gated, State, combine
+from seqjax.ops.gates import Activation, Gated, State, combine, equations
 from seqjax.ops.precision import widen
 
 Saved = tuple[jax.Array | None, ...]
@@ -69,15 +69,16 @@ def step(
     gates = _activate(cell, from_x, from_h, kept=len(state.rest))
     inputs = (*gates, widen(state.h), *state.rest)
     if valid is None:
-        h, *rest = _outputs(cell, *inputs)
+        h, *new_rest = _outputs(cell, *inputs)
+        rest = [barrier(array) for array in new_rest]
     else:
         # h comes of the rest that is kept. Of one selected later, XLA would compute it for each.
         of_h, *of_rest = _programs(cell, inputs)
-        new_rest = (_run(program, inputs) for program in of_rest)
+        new_rest = [_run(program, inputs) for program in of_rest]
         kept = zip(new_rest, state.rest, strict=True)
         rest = [barrier(jnp.where(valid, new, old)) for new, old in kept]
         h = _run(of_h, (*inputs, *rest))
-    return State(h, tuple(map(barrier, rest))), gates
+    return State(h, tuple(rest)), gates
 
 
 def hidden(cell: Gated, saved: Saved, before: State, h: jax.Array) -> jax.Array:
@@ -177,14 +178,8 @@ def _keeps_errors(cell: Gated, kept: int) -> bool:
     """Whether `combine` does no more than `KEEP_ERRORS` does."""
     parts = sum(2 if activation is None else 1 for activation in cell.gates.values())
     numbers = [np.float32(0.5)] * (parts + 1 + kept)
-    return _operations(jax.make_jaxpr(functools.partial(_outputs, cell))(*numbers)) <= KEEP_ERRORS
-
-
-def _operations(program: Any) -> set[str]:
-    """The names of a program's operations."""
-    names = {equation.primitive.name for equation in program.eqns}
-    inner = (sub for equation in program.eqns for sub in jaxprs_in_params(equation.params))
-    return names.union(*map(_operations, inner))
+    program = jax.make_jaxpr(functools.partial(_outputs, cell))(*numbers)
+    return {equation.primitive.name for equation in equations(program.jaxpr)} <= KEEP_ERRORS
 
 
 def _inputs(saved: Saved, before: State, h: jax.Array) -> tuple[jax.Array, ...]:

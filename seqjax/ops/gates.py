@@ -2,11 +2,12 @@
 
 import collections
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxprs_in_params
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -68,6 +69,14 @@ def combine(cell: Gated, gates: Iterable[Any], state: State) -> State:
 def named_gates(cell: Gated, gates: Iterable[Any]) -> Any:
     """What `cell.combine` gets: the gates in their order, as a NamedTuple."""
     return _gates_type(tuple(cell.gates))(*gates)
+
+
+def equations(program: Any) -> Iterator[Any]:
+    """Every equation of a jaxpr, those of jaxprs inside of it, too."""
+    for equation in program.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner)
 
 
 @functools.cache
