@@ -488,8 +488,8 @@ MISTAKES = {
     ),
     "initializers traced at every call": Mistake(
         "seqjax/linen.py",
-        "params_to_dict(_init(layer, key, self.param_dtype))",
-        "params_to_dict(layer.init(key, self.param_dtype))",
+        "draw = _traced_once if isinstance(key, jax.core.Tracer) else type(layer).init",
+        "draw = type(layer).init",
         "parameter_names",
         "shapes_once",
     ),
