@@ -6,7 +6,6 @@ those of `seqjax.nnx`, for example `layers_0/forward/w_ih`.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,10 +15,10 @@ from flax import linen as nn
 from flax.core import Scope
 from jax.typing import ArrayLike, DTypeLike
 
-from seqjax import cells, torch_shape
+from seqjax import cells
 from seqjax import module_arguments as arguments
 from seqjax.cells.base import Layer, Params, abstract_params
-from seqjax.interop.torch import load_params, params_to_torch, torch_dtype
+from seqjax.interop.torch import load_params, params_to_torch, torch_arguments, torch_kind
 from seqjax.module_arguments import CellT, LSTMState, LSTMStateLike, State, StateLike, documented
 from seqjax.parameter_names import params_from_dict, params_to_dict
 
@@ -108,25 +107,22 @@ def from_torch(torch_module: Any) -> tuple[_TorchModule, dict[str, Any]]:
     ...     output, h_n = gru.apply(variables, jnp.ones((7, 2, 3)))
     """
     kinds = {kind.__name__: kind for kind in (RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell)}
-    kind = kinds[torch_shape.torch_kind(torch_module, kinds)]
-    state_dict = torch_module.state_dict()
-    module = kind(
-        **torch_shape.torch_arguments(torch_module, kind), param_dtype=torch_dtype(state_dict)
-    )
+    kind = kinds[torch_kind(torch_module, kinds)]
+    module = kind(**torch_arguments(torch_module, kind))
     params = module.layer.init(jax.random.key(0), module.param_dtype)
-    return module, load_torch_state_dict(module, {"params": params_to_dict(params)}, state_dict)
+    variables = {"params": params_to_dict(params)}
+    return module, load_torch_state_dict(module, variables, torch_module.state_dict())
+
+
+_traced_once = jax.jit(lambda layer, key, dtype: layer.init(key, dtype), static_argnums=(0, 2))
 
 
 def _draw(key: jax.Array, layer: Layer, dtype: DTypeLike, name: str) -> Any:
     # Flax traces the initializer of every parameter at every call, to compare shapes. What is drawn
     # is not compiled as one: that takes longer than array by array, many of which have one shape.
-    draw = _traced_once if isinstance(key, jax.core.Tracer) else type(layer).init
-    return params_to_dict(draw(layer, key, dtype))[name]
-
-
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def _traced_once(layer: Layer, key: jax.Array, dtype: DTypeLike) -> Params:
-    return layer.init(key, dtype)
+    traced = isinstance(key, jax.core.Tracer)
+    params = _traced_once(layer, key, dtype) if traced else layer.init(key, dtype)
+    return params_to_dict(params)[name]
 
 
 class _Parameters(nn.Module, arguments.ModuleArguments):
@@ -161,9 +157,6 @@ class _OverSequences(_Parameters, arguments.SequenceArguments, kw_only=True):
         return self.make_rng("dropout")
 
 
-# Of a call that is inherited, Linen makes its own where it finds it in a class of its own.
-
-
 @documented
 class Recurrent(arguments.RecurrentArguments, _OverSequences):
     """Any layer of the core as a module: a cell, `Stack`, `Bidirectional` or one of your own.
@@ -178,6 +171,7 @@ class Recurrent(arguments.RecurrentArguments, _OverSequences):
     ((7, 2, 5), (2, 8), (2, 5))
     """
 
+    # Linen prepares for its work only the calls that it finds in its own classes.
     __call__ = nn.compact(arguments.RecurrentArguments.__call__)
 
 

@@ -4,6 +4,7 @@ A module derives from its class here, a plain dataclass whose fields become the 
 class checks them, makes a layer of the core of them, and calls it; what is left to a module is to
 hold the parameters, and to draw for dropout, as its library does. The class is the first base of a
 module, which so has its call and the call's docstring: Flax's modules inherit others from `type`.
+Types of calls are quoted, so that `help()` shows them as they are written.
 
 Args:
   layer: the layer.
@@ -108,18 +109,18 @@ class SequenceArguments(ModuleArguments):
     implementation: str | None = None
     remat: bool = False
 
+    _apply: ClassVar[Any] = staticmethod(torch_shape.apply_recurrent)
+
     def _dropout_key(self, deterministic: bool | None) -> jax.Array | None:
         """What draws dropout in a call, in each library's way; None where nothing is dropped."""
         raise NotImplementedError
 
-    _apply: ClassVar[Any] = staticmethod(torch_shape.apply_recurrent)
-
-    def _run(self, input: ArrayLike, state: Any, **options: Any) -> tuple[jax.Array, Any]:
-        """What a call does, given its `lengths`, `mask` and the `key` of its dropout."""
+    def _run(self, input: Any, state: Any, *dropout: Any, **options: Any) -> tuple[jax.Array, Any]:
+        """A call with its `lengths` and `mask`; `dropout` is what `_dropout_key` takes."""
+        options["key"] = self._dropout_key(*dropout)
         for name in ("batch_first", "dtype", "implementation", "remat"):
             options[name] = getattr(self, name)
-        name = type(self).__name__
-        return self._apply(name, self.layer, self._params(), input, state, **options)
+        return self._apply(type(self).__name__, self.layer, self._params(), input, state, **options)
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -158,8 +159,7 @@ class RecurrentArguments(SequenceArguments):
         Returns:
           `(output, carry)`: outputs in the input's layout, zero at padding, and the final state.
         """
-        key = self._dropout_key(deterministic)
-        return self._run(input, carry, lengths=lengths, mask=mask, key=key)
+        return self._run(input, carry, deterministic, lengths=lengths, mask=mask)
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -170,26 +170,21 @@ class TorchArguments(ModuleArguments):
     hidden_size: int
 
     _kind: ClassVar[type[Any]]
-    """The class of the cell that reads the input."""
+    """The class of the cell of the core that reads the input."""
 
     def _cell(self) -> Any:
-        """That cell: it has the module's arguments of the same names."""
+        """That cell: it takes the module's arguments of the same names."""
         names = self._kind.__dataclass_fields__.keys() & self.__dataclass_fields__.keys()
         return self._kind(**{name: getattr(self, name) for name in names})
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class _NumLayers(TorchArguments):
+class _Sizes(TorchArguments):
     num_layers: int = 1
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class _Nonlinearity:
-    nonlinearity: str = "tanh"
-
-
-@dataclasses.dataclass(eq=False, repr=False)
-class LayerArguments(_NumLayers, SequenceArguments, Generic[StateLike, State]):
+class LayerArguments(_Sizes, SequenceArguments, Generic[StateLike, State]):
     """The arguments that `RNN`, `LSTM` and `GRU` share."""
 
     bias: bool = True
@@ -255,8 +250,7 @@ class LayerArguments(_NumLayers, SequenceArguments, Generic[StateLike, State]):
         Raises:
           TypeError, ValueError: where PyTorch raises, and for `lengths` or `mask` that do not fit.
         """
-        key = self._dropout_key(deterministic)
-        return self._run(input, hx, lengths=lengths, mask=mask, key=key)
+        return self._run(input, hx, deterministic, lengths=lengths, mask=mask)
 
 
 def _level_of_user() -> int:
@@ -268,23 +262,28 @@ def _level_of_user() -> int:
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class RNNArguments(LayerArguments[ArrayLike, jax.Array], _Nonlinearity, _NumLayers):
+class _SizesAndNonlinearity(_Sizes):
+    nonlinearity: str = "tanh"
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class RNNArguments(LayerArguments[ArrayLike, jax.Array], _SizesAndNonlinearity):
     """The arguments of `RNN`; this order of bases puts `nonlinearity` where PyTorch has it."""
+
+    _kind = cells.RNNCell
 
     def _check(self) -> None:
         check_nonlinearity(self.nonlinearity)  # PyTorch looks at it first.
         super()._check()
-
-    _kind = cells.RNNCell
 
 
 @dataclasses.dataclass(eq=False, repr=False)
 class LSTMArguments(LayerArguments[LSTMStateLike, LSTMState]):
     """The arguments of `LSTM`."""
 
-    proj_size: int = 0
-
     _kind = cells.LSTMCell
+
+    proj_size: int = 0
 
 
 class GRUArguments(LayerArguments[ArrayLike, jax.Array]):
@@ -323,10 +322,12 @@ class CellArguments(TorchArguments, Generic[CellT, StateLike, State]):
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class RNNCellArguments(_Nonlinearity, CellArguments[cells.RNNCell, ArrayLike, jax.Array]):
+class RNNCellArguments(CellArguments[cells.RNNCell, ArrayLike, jax.Array]):
     """The arguments of `RNNCell`."""
 
     _kind = cells.RNNCell
+
+    nonlinearity: str = "tanh"
 
 
 class LSTMCellArguments(CellArguments[cells.LSTMCell, LSTMStateLike, LSTMState]):

@@ -15,11 +15,10 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
-from seqjax import cells, torch_shape
 from seqjax import module_arguments as arguments
 from seqjax.cells.base import Carry, Params
-from seqjax.interop.torch import load_params, params_to_torch, torch_dtype
-from seqjax.module_arguments import CellT, LSTMState, LSTMStateLike, State, StateLike, documented
+from seqjax.interop.torch import load_params, params_to_torch, torch_arguments, torch_kind
+from seqjax.module_arguments import LSTMState, LSTMStateLike, State, StateLike, documented
 from seqjax.parameter_names import params_from_dict, params_to_dict
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "Recurrent"]
@@ -56,8 +55,7 @@ class _Parameters(nnx.Module, arguments.ModuleArguments):
     @property
     def params(self) -> Params:
         """The parameters as the core takes them: `seqjax.scan(module.layer, module.params, xs)`."""
-        variables = params_from_dict(self.layer, vars(self))
-        return jax.tree.map(lambda variable: variable[...], variables, is_leaf=_is_variable)
+        return params_from_dict(self.layer, vars(self), read=lambda variable: variable[...])
 
     def _params(self) -> Params:
         return self.params
@@ -98,14 +96,10 @@ class _TorchWeights(_Parameters):
         Raises:
           TypeError: it is another kind of module.
         """
-        torch_shape.torch_kind(torch_module, [cls.__name__])
-        state_dict = torch_module.state_dict()
-        module = cls(
-            **torch_shape.torch_arguments(torch_module, cls),
-            param_dtype=torch_dtype(state_dict),
-            rngs=nnx.Rngs(0) if rngs is None else rngs,
-        )
-        module.load_torch_state_dict(state_dict)
+        torch_kind(torch_module, [cls.__name__])
+        draws = nnx.Rngs(0) if rngs is None else rngs
+        module = cls(**torch_arguments(torch_module, cls), rngs=draws)
+        module.load_torch_state_dict(torch_module.state_dict())
         module.set_attributes(deterministic=not torch_module.training, raise_if_not_found=False)
         return module
 
@@ -171,8 +165,7 @@ class Recurrent(arguments.RecurrentArguments, _OverSequences):
         deterministic: bool | None = None,
         rngs: Draws | None = None,
     ) -> tuple[jax.Array, Carry]:
-        key = self._dropout_key(deterministic, rngs)
-        return self._run(input, carry, lengths=lengths, mask=mask, key=key)
+        return self._run(input, carry, deterministic, rngs, lengths=lengths, mask=mask)
 
 
 class _TorchLayer(arguments.LayerArguments[StateLike, State], _OverSequences, _TorchWeights):
@@ -196,8 +189,7 @@ class _TorchLayer(arguments.LayerArguments[StateLike, State], _OverSequences, _T
         deterministic: bool | None = None,
         rngs: Draws | None = None,
     ) -> tuple[jax.Array, State]:
-        key = self._dropout_key(deterministic, rngs)
-        return self._run(input, hx, lengths=lengths, mask=mask, key=key)
+        return self._run(input, hx, deterministic, rngs, lengths=lengths, mask=mask)
 
 
 @_module
@@ -215,7 +207,7 @@ class RNN(_TorchLayer[ArrayLike, jax.Array], arguments.RNNArguments):
     """`torch.nn.RNN`, tanh or relu."""
 
 
-class _TorchCell(arguments.CellArguments[CellT, StateLike, State], _TorchWeights):
+class _TorchCell(_TorchWeights):
     """`RNNCell`, `LSTMCell` and `GRUCell`.
 
     >>> from flax import nnx
@@ -228,19 +220,15 @@ class _TorchCell(arguments.CellArguments[CellT, StateLike, State], _TorchWeights
 
 
 @_module
-class LSTMCell(_TorchCell[cells.LSTMCell, LSTMStateLike, LSTMState], arguments.LSTMCellArguments):
+class LSTMCell(arguments.LSTMCellArguments, _TorchCell):
     """`torch.nn.LSTMCell`: one step."""
 
 
 @_module
-class GRUCell(_TorchCell[cells.GRUCell, ArrayLike, jax.Array], arguments.GRUCellArguments):
+class GRUCell(arguments.GRUCellArguments, _TorchCell):
     """`torch.nn.GRUCell`: one step."""
 
 
 @_module
-class RNNCell(_TorchCell[cells.RNNCell, ArrayLike, jax.Array], arguments.RNNCellArguments):
+class RNNCell(arguments.RNNCellArguments, _TorchCell):
     """`torch.nn.RNNCell`: one step."""
-
-
-def _is_variable(node: Any) -> bool:
-    return isinstance(node, nnx.Variable)

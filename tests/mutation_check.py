@@ -488,8 +488,8 @@ MISTAKES = {
     ),
     "initializers traced at every call": Mistake(
         "seqjax/linen.py",
-        "draw = _traced_once if isinstance(key, jax.core.Tracer) else type(layer).init",
-        "draw = type(layer).init",
+        "_traced_once(layer, key, dtype) if traced else layer.init(key, dtype)",
+        "layer.init(key, dtype)",
         "parameter_names",
         "shapes_once",
     ),
