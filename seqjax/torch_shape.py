@@ -6,8 +6,6 @@ batch, size)` with index `layer * num_directions + direction`, whatever `batch_f
 
 import dataclasses
 import functools
-import inspect
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -165,38 +163,6 @@ def apply_cell(
 @functools.partial(jax.jit, static_argnums=0)
 def _step(cell: Cell, params: Params, carry: Carry, x: jax.Array) -> tuple[Carry, jax.Array]:
     return cell.step(params, carry, x)
-
-
-def torch_kind(torch_module: Any, kinds: Iterable[str]) -> str:
-    """Which of the `torch.nn` classes named in `kinds` a module is an instance of.
-
-    Raises:
-      TypeError: none of them.
-    """
-    bases = {
-        base.__name__
-        for base in type(torch_module).__mro__
-        if base.__module__.partition(".")[0] == "torch"
-    }
-    for kind in kinds:
-        if kind in bases:
-            return kind
-    expected = " or ".join(f"torch.nn.{kind}" for kind in kinds)
-    raise TypeError(f"expected a {expected}, got: {type(torch_module).__name__}")
-
-
-def torch_arguments(torch_module: Any, kind: type) -> dict[str, Any]:
-    """What to call `kind` with so that it has the configuration of a PyTorch module.
-
-    The positional arguments of our constructors are attributes of PyTorch's modules.
-    """
-    parameters = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
-    return {
-        parameter.name: getattr(torch_module, parameter.name)
-        for parameter in parameters
-        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-        and parameter.name not in ("self", "parent", "name")  # Flax's own, in linen.
-    }
 
 
 def _in_compute_dtype(

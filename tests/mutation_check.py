@@ -502,10 +502,31 @@ MISTAKES = {
     ),
     "initializers traced at every call": Mistake(
         "seqjax/linen.py",
-        "params_to_dict(_init(layer, key, self.param_dtype))",
-        "params_to_dict(layer.init(key, self.param_dtype))",
+        "_traced_once(layer, key, dtype) if traced else layer.init(key, dtype)",
+        "layer.init(key, dtype)",
         "parameter_names",
         "shapes_once",
+    ),
+    "a module's cell made without one of its arguments": Mistake(
+        "seqjax/module_arguments.py",
+        "names = self._kind.__dataclass_fields__.keys() & self.__dataclass_fields__.keys()",
+        'names = ("input_size", "hidden_size", "bias")',
+        "module_arguments",
+        "cell_has_its_arguments",
+    ),
+    "nonlinearity not where PyTorch has it": Mistake(
+        "seqjax/module_arguments.py",
+        "class RNNArguments(LayerArguments[ArrayLike, jax.Array], _SizesAndNonlinearity):",
+        "class RNNArguments(_SizesAndNonlinearity, LayerArguments[ArrayLike, jax.Array]):",
+        "module_arguments",
+        "test_constructor and RNN",
+    ),
+    "every example is of an LSTM": Mistake(
+        "seqjax/module_arguments.py",
+        'example.replace("LSTM", name)',
+        "example",
+        "module_arguments",
+        "test_help and GRU",
     ),
 }
 

@@ -1,11 +1,12 @@
-"""PyTorch's state dicts to and from parameters. Nothing here imports torch.
+"""PyTorch's state dicts to and from parameters, and what its modules are. No torch is imported.
 
 PyTorch stores `weight_*` as (gates * hidden, features), one entry for each layer and direction;
 seqjax stores the transpose, ready to multiply. Gate orders and both biases are the same.
 """
 
+import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -159,9 +160,38 @@ def load_params(name: str, params: Params, state_dict: Mapping[str, Any]) -> Par
     return params_from_torch(arrays, jax.tree.leaves(params)[0].dtype)
 
 
-def torch_dtype(state_dict: Mapping[str, Any]) -> np.dtype:
-    """The dtype of a state dict's weights."""
-    return to_numpy(next(iter(state_dict.values()))).dtype
+def torch_kind(torch_module: Any, kinds: Iterable[str]) -> str:
+    """Which of the `torch.nn` classes named in `kinds` a module is an instance of.
+
+    Raises:
+      TypeError: none of them.
+    """
+    bases = {
+        base.__name__
+        for base in type(torch_module).__mro__
+        if base.__module__.partition(".")[0] == "torch"
+    }
+    for kind in kinds:
+        if kind in bases:
+            return kind
+    expected = " or ".join(f"torch.nn.{kind}" for kind in kinds)
+    raise TypeError(f"expected a {expected}, got: {type(torch_module).__name__}")
+
+
+def torch_arguments(torch_module: Any, kind: type) -> dict[str, Any]:
+    """What to call `kind` with so that it has the configuration and dtype of a PyTorch module.
+
+    The positional arguments of our constructors are attributes of PyTorch's modules.
+    """
+    parameters = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
+    arguments = {
+        parameter.name: getattr(torch_module, parameter.name)
+        for parameter in parameters
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        and parameter.name not in ("self", "parent", "name")  # Flax's own, in linen.
+    }
+    weight = next(iter(torch_module.state_dict().values()))
+    return arguments | {"param_dtype": to_numpy(weight).dtype}
 
 
 def to_numpy(value: Any) -> np.ndarray:
