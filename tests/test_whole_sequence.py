@@ -71,7 +71,7 @@ def test_chunks_equal_the_plain_scan(name: str, direction: str, padding: str) ->
     cell, reverse, masked = CELLS[name], direction == "reverse", padding == "masked"
     case = contract.make_case(cell, (ROWS,), 23, jnp.float64)
     mask = random_mask(23) if masked else None
-    run = functools.partial(value_and_gradients, cell, case, mask, reverse=reverse, unroll=2)
+    run = functools.partial(value_and_gradients, cell, case, mask, reverse=reverse)
     contract.assert_close(run(implementation="xla"), run(implementation="scan"), 1e-11)
 
 
@@ -223,6 +223,20 @@ class TestEveryDerivative:
             return jax.grad(norm, argnums=(0, 1))
 
         self.derivatives_agree(cell, penalty)
+
+
+@pytest.mark.usefixtures("_small_chunks")
+@pytest.mark.parametrize("length", [23, 24])
+def test_unrolling_changes_nothing(length: int) -> None:
+    """Three chunks of eight steps in the forward pass, the last of which may lack one."""
+    cell = CELLS["gru"]
+    case = contract.make_case(cell, (ROWS,), length)
+
+    def run(unroll: int) -> Any:
+        run = functools.partial(seqjax.scan, implementation="xla", unroll=unroll)
+        return contract.quick_jit(functools.partial(run, cell))(case.params, case.xs, case.carry)
+
+    contract.assert_close(run(3), run(1))
 
 
 @pytest.mark.usefixtures("_small_chunks", "x64")
