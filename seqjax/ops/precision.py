@@ -28,4 +28,11 @@ def project(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> j
     """`x @ weight + bias`, summed and returned in `accumulation_dtype(x.dtype)`."""
     dtype = accumulation_dtype(x.dtype)
     y = jnp.matmul(x, weight, preferred_element_type=dtype)
-    return y if bias is None else y + bias.astype(dtype)
+    return add_bias(y, bias)
+
+
+def add_bias(products: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """`products + bias` in the dtype of `products`, for JAX that refuses to promote ranks, too."""
+    if bias is None:
+        return products
+    return products + jnp.expand_dims(bias, range(products.ndim - 1)).astype(products.dtype)
