@@ -19,7 +19,8 @@ from jax.typing import ArrayLike, DTypeLike
 
 from seqjax import module_arguments as arguments
 from seqjax import torch_shape
-from seqjax.cells.base import Carry, Layer, Params, abstract_params
+from seqjax.cells.base import Carry, Layer, Params
+from seqjax.cells.checks import abstract_params
 from seqjax.interop.torch import load_params, params_to_torch, torch_dtype
 from seqjax.module_arguments import LSTMState, LSTMStateLike, State, StateLike, documented
 from seqjax.parameter_names import params_from_dict, params_to_dict
