@@ -20,7 +20,7 @@ from jax.typing import ArrayLike, DTypeLike
 from seqjax import module_arguments as arguments
 from seqjax import torch_shape
 from seqjax.cells.base import Carry, Layer, Params
-from seqjax.cells.checks import abstract_params
+from seqjax.cells.checks import abstract_params, check_params
 from seqjax.interop.torch import load_params, params_to_torch, torch_dtype
 from seqjax.module_arguments import LSTMState, LSTMStateLike, State, StateLike, documented
 from seqjax.parameter_names import params_from_dict, params_to_dict
@@ -151,9 +151,11 @@ class _Parameters(nn.Module, arguments.ModuleArguments):
             return lambda key: params_to_dict(_init(layer, key, self.param_dtype))[name]
 
         names = params_to_dict(abstract_params(layer))
-        return params_from_dict(
-            layer, {name: self.param(name, initializer(name)) for name in names}
-        )
+        params = {name: self.param(name, initializer(name)) for name in names}
+        # Flax hands out what is asked for: layers that nobody asks for would be left out.
+        given = {**self.variables.get("params", {})}
+        check_params(layer, {k: v for k, v in given.items() if k.startswith("layers_")} | params)
+        return params_from_dict(layer, params)
 
 
 @dataclasses.dataclass(eq=False, repr=False)  # Linen's own way hides `kw_only` from type checkers.

@@ -44,7 +44,8 @@ def scan(
 
     Args:
       layer: a cell, `Stack`, `Bidirectional` or a `Layer` of your own.
-      params: its parameters, as from `layer.init`.
+      params: its parameters, as from `layer.init`; or nested dicts and lists of arrays with the
+        same names, as in a checkpoint that was restored without a target.
       xs: inputs, `(T, *batch, layer.input_size)`, in the parameters' floating dtype. No batch
         dimension means one sequence.
       carry: state before the first step, as from `layer.initial_carry(batch, xs.dtype)`; None
@@ -64,7 +65,7 @@ def scan(
       `(T, *batch, layer.output_size)` in the dtype of `xs`.
 
     Raises:
-      TypeError: a dtype, the carry's structure or an argument's type is wrong.
+      TypeError: a dtype, a structure or an argument's type is wrong.
       ValueError: a shape is wrong, or the implementation unknown or not applicable.
 
     >>> import jax, seqjax

@@ -73,7 +73,11 @@ class Layer(abc.ABC, Generic[ParamsT, CarryT]):
 
     @abc.abstractmethod
     def init(self, key: jax.Array, dtype: DTypeLike = jnp.float32) -> ParamsT:
-        """Draws the parameters."""
+        """Draws the parameters.
+
+        What `scan` and `step` are given is compared with them: which arrays there are, and their
+        shapes, is up to the layer's fields alone.
+        """
 
     @abc.abstractmethod
     def initial_carry(
@@ -83,7 +87,11 @@ class Layer(abc.ABC, Generic[ParamsT, CarryT]):
 
     @abc.abstractmethod
     def step(self, params: ParamsT, carry: CarryT, x: jax.Array) -> tuple[CarryT, jax.Array]:
-        """One time step: `(carry, x) -> (carry, y)`, with `x` of shape `(*batch, input_size)`."""
+        """One time step: `(carry, x) -> (carry, y)`, with `x` of shape `(*batch, input_size)`.
+
+        Whoever writes one need not check what it is given: it is what `scan` takes, in the layer's
+        own structures, or an error was raised before.
+        """
 
     @abc.abstractmethod
     def run(
@@ -165,8 +173,10 @@ def _checked(step: Callable[..., Any]) -> Callable[..., Any]:
     """A layer's `step` that is given what `scan` would give it, or raises what `scan` would."""
 
     @functools.wraps(step)
-    def checked_step(layer: Layer, params: Params, carry: Carry, x: jax.Array) -> Any:
-        return step(layer, *check_step(layer, params, carry, x))
+    def checked_step(
+        layer: Layer, params: Params, carry: Carry, x: jax.Array, **options: Any
+    ) -> Any:
+        return step(layer, *check_step(layer, params, carry, x), **options)
 
     return checked_step
 
