@@ -55,13 +55,16 @@ def torch_state_dict(module: _TorchModule, variables: Variables) -> dict[str, np
       NumPy arrays by PyTorch's names, in its order and layout. bfloat16, which NumPy lacks, comes
       as float32 without loss.
 
+    Raises:
+      TypeError, ValueError: the variables are of another module.
+
     >>> import jax, jax.numpy as jnp, seqjax.linen
     >>> gru = seqjax.linen.GRU(3, 5)
     >>> variables = gru.init(jax.random.key(0), jnp.ones((7, 2, 3)))
     >>> seqjax.linen.torch_state_dict(gru, variables)["weight_ih_l0"].shape
     (15, 3)
     """
-    return params_to_torch(params_from_dict(module.layer, variables["params"]))
+    return params_to_torch(_own_params(module.layer, variables["params"]))
 
 
 def load_torch_state_dict(
@@ -76,6 +79,7 @@ def load_torch_state_dict(
 
     Raises:
       ValueError: entries are missing, unexpected or misshapen.
+      TypeError, ValueError: the variables are of another module.
 
     >>> import jax, jax.numpy as jnp, seqjax.linen
     >>> gru, x = seqjax.linen.GRU(3, 5), jnp.ones((7, 2, 3))
@@ -86,7 +90,7 @@ def load_torch_state_dict(
     >>> bool((gru.apply(variables, x)[0] == gru.apply(trained, x)[0]).all())
     True
     """
-    params = params_from_dict(module.layer, variables["params"])
+    params = _own_params(module.layer, variables["params"])
     loaded = load_params(type(module).__name__, params, state_dict)
     return {**variables, "params": params_to_dict(loaded)}
 
@@ -118,6 +122,13 @@ def from_torch(torch_module: Any) -> tuple[_TorchModule, dict[str, Any]]:
     )
     params = module.layer.init(jax.random.key(0), module.param_dtype)
     return module, load_torch_state_dict(module, {"params": params_to_dict(params)}, state_dict)
+
+
+def _own_params(layer: Layer, params: Mapping[str, Any]) -> Params:
+    """The layer's parameters, of a scope that may be shared with others."""
+    names = params_to_dict(abstract_params(layer))
+    own = {k: v for k, v in params.items() if k in names or k.startswith("layers_")}
+    return check_params(layer, own)
 
 
 def _init(layer: Layer, key: jax.Array, dtype: DTypeLike) -> Params:
@@ -153,8 +164,7 @@ class _Parameters(nn.Module, arguments.ModuleArguments):
         names = params_to_dict(abstract_params(layer))
         params = {name: self.param(name, initializer(name)) for name in names}
         # Flax hands out what is asked for: layers that nobody asks for would be left out.
-        given = {**self.variables.get("params", {})}
-        check_params(layer, {k: v for k, v in given.items() if k.startswith("layers_")} | params)
+        _own_params(layer, {**self.variables.get("params", {}), **params})
         return params_from_dict(layer, params)
 
 

@@ -81,7 +81,11 @@ def scan(
     check_type("reverse", reverse, bool)
     check_type("remat", remat, bool)
     xs = as_array(xs)
-    params = check_input("xs", "T, *batch", layer, params, xs)
+    if xs.ndim < 2:
+        raise ValueError(
+            f"xs should have at least 2 dimensions (T, *batch, features), got shape {xs.shape}"
+        )
+    params = check_input("xs", layer, params, xs)
     if mask is not None:
         mask = as_array(mask)
         _check_mask(mask, xs)

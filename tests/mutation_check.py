@@ -509,8 +509,8 @@ MISTAKES = {
     ),
     "layers that Linen's variables have besides": Mistake(
         "seqjax/linen.py",
-        'if k.startswith("layers_")',
-        'if k.startswith("layer_")',
+        'k.startswith("layers_")',
+        'k.startswith("layer_")',
         "checks",
         "test_linen_with_variables_of_more_layers",
     ),

@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 from user_cells import CELLS as USER_CELLS
 
 import seqjax
+import seqjax.linen
 from seqjax.ops.dispatch import IMPLEMENTATIONS
 from seqjax.parameter_names import params_to_dict
 
@@ -404,6 +405,14 @@ class TestCellsOfOnesOwn:
         with pytest.raises((TypeError, ValueError), match=r"zip|unexpected layers_1"):
             door(stack, (params, params), (carry,), x)
 
+    @scan_and_step
+    def test_no_hash(self, door: Door) -> None:
+        class Cell(Decay):
+            __hash__ = None  # type: ignore[assignment]
+
+        with pytest.raises(TypeError, match="layer should be hashable, got: Cell"):
+            door(Cell(), *arguments(Decay()))
+
     def test_what_else_its_step_takes(self) -> None:
         params, carry, x = arguments(Decay())
         new, _ = Decay().step(params, carry, x=x, gain=2.0)
@@ -476,8 +485,14 @@ class TestModules:
         """Flax itself says nothing."""
         three, two = (shells.build("linen", "GRU", 3, 5, layers) for layers in (3, 2))
         x = jnp.ones((7, 2, 3))
-        with pytest.raises(TypeError, match=r"got: unexpected layers_2/\w_.h, layers_2/"):
+        message = r"got: unexpected layers_2/\w_.h, layers_2/"
+        with pytest.raises(TypeError, match=message):
             two.apply(three.params, x)
+        variables = {"params": three.params}
+        with pytest.raises(TypeError, match=message):
+            seqjax.linen.torch_state_dict(two.module, variables)
+        with pytest.raises(TypeError, match=message):
+            seqjax.linen.load_torch_state_dict(two.module, variables, {})
         del three.params["layers_2"]
         two.apply(three.params, x)
 

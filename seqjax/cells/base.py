@@ -176,6 +176,7 @@ def _checked(step: Callable[..., Any]) -> Callable[..., Any]:
     def checked_step(
         layer: Layer, params: Params, carry: Carry, x: jax.Array, **options: Any
     ) -> Any:
+        check_layer("layer", layer)
         return step(layer, *check_step(layer, params, carry, x), **options)
 
     return checked_step

@@ -52,29 +52,19 @@ def check_step(
 ) -> tuple[Params, Carry, jax.Array]:
     """What `layer.step` takes, made of what it is given: see `check_input` and `check_carry`."""
     x = as_array(x)
-    params = check_input("x", "*batch", layer, params, x)
+    if x.ndim < 1:
+        raise ValueError("x should have at least 1 dimension (*batch, features), got shape ()")
+    params = check_input("x", layer, params, x)
     return params, check_carry(layer, carry, x.shape[:-1], x.dtype), x
 
 
-def check_input(name: str, axes: str, layer: Layer, params: Params, x: jax.Array) -> Params:
-    """The parameters, as `check_params` gives them.
-
-    Args:
-      name: what messages call the input.
-      axes: its axes before the features, as "T, *batch".
-      layer: the layer, and `params` its parameters.
-      x: the input.
+def check_input(name: str, layer: Layer, params: Params, x: jax.Array) -> Params:
+    """The parameters, as `check_params` gives them, for an input that messages call `name`.
 
     Raises:
       TypeError: the input is not floating, or the parameters have another structure or dtype.
-      ValueError: a shape is wrong.
+      ValueError: the number of features is wrong, or a parameter's shape.
     """
-    least = axes.count(",") + 1
-    if x.ndim < least:
-        raise ValueError(
-            f"{name} should have at least {least} dimension{'s'[: least - 1]} ({axes}, features), "
-            f"got shape {x.shape}"
-        )
     if x.shape[-1] != layer.input_size:
         raise ValueError(
             f"{name}.shape[-1] must be equal to input_size. Expected {layer.input_size}, "
