@@ -493,6 +493,13 @@ MISTAKES = {
         "checks",
         "test_shape_of_a_bias",
     ),
+    "parameters in nnx.Param are others": Mistake(
+        "seqjax/cells/checks.py",
+        ', is_leaf=lambda node: hasattr(node, "shape"))',
+        ")",
+        "checks",
+        "test_parameters_of_a_module",
+    ),
     "what is known of a layer is that of 32 bit": Mistake(
         "seqjax/cells/checks.py",
         "jnp.dtype(dtype), x64)",

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import shells
 from flax import linen as nn
+from flax import nnx
 from jax import export
 from jax.sharding import PartitionSpec as P
 from user_cells import CELLS as USER_CELLS
@@ -372,6 +373,13 @@ class NeedsNumbers(Decay):
         return {"rate": np.random.default_rng(seed).random(self.input_size, np.float32)}
 
 
+class StateFromElsewhere(Decay):
+    """A cell that starts from what an encoder gives."""
+
+    def initial_carry(self, batch_shape: tuple[int, ...] = (), dtype: Any = jnp.float32) -> Any:
+        raise NotImplementedError("give a carry")
+
+
 class NoDefaultDtype(Decay):
     """A cell whose `init` is called in another way."""
 
@@ -404,6 +412,14 @@ class TestCellsOfOnesOwn:
         contract.assert_close(y, expected[1])
         with pytest.raises((TypeError, ValueError), match=r"zip|unexpected layers_1"):
             door(stack, (params, params), (carry,), x)
+
+    @scan_and_step
+    def test_initial_carry_that_does_not_say(self, door: Door) -> None:
+        params, carry, x = arguments(Decay())
+        expected = door(Decay(), params, carry, x)
+        contract.assert_close(door(StateFromElsewhere(), params, carry, x), expected)
+        with pytest.raises(NotImplementedError, match="give a carry"):
+            seqjax.scan(StateFromElsewhere(), params, x[None])
 
     @scan_and_step
     def test_no_hash(self, door: Door) -> None:
@@ -481,6 +497,18 @@ class TestCellsOfOnesOwn:
 
 
 class TestModules:
+    @scan_and_step
+    @pytest.mark.parametrize("change", [lambda params: params, params_to_dict, nnx.State])
+    def test_parameters_of_a_module_of_ones_own(self, door: Door, change: Any) -> None:
+        """To JAX, an `nnx.Param` is a container; to a layer, its array."""
+        params, carry, x = arguments(GRU)
+        given = change(params._asdict() if change is nnx.State else params)
+        variables = jax.tree.map(nnx.Param, given)
+        contract.assert_close(door(GRU, variables, carry, x), door(GRU, params, carry, x))
+        wrong = jax.tree.map(nnx.Param, params._replace(b_hh=jnp.ones(1)))
+        with pytest.raises(ValueError, match=r"params b_hh: expected shape \(15,\), got \(1,\)"):
+            door(GRU, wrong, carry, x)
+
     def test_linen_with_variables_of_more_layers(self) -> None:
         """Flax itself says nothing."""
         three, two = (shells.build("linen", "GRU", 3, 5, layers) for layers in (3, 2))

@@ -100,7 +100,8 @@ def check_params(layer: Layer, params: Params) -> Params:
     if expected == (structure, [getattr(leaf, "shape", None) for leaf in leaves]):
         return params
     own = jax.tree.leaves_with_path(abstract_params(layer))
-    given = jax.tree.leaves_with_path(params)
+    # What has a shape is an array to a layer, though `nnx.Param` is a container to JAX.
+    given = jax.tree.leaves_with_path(params, is_leaf=lambda node: hasattr(node, "shape"))
     want, got = ({_path_name(path): leaf for path, leaf in paths} for paths in (own, given))
     if want.keys() != got.keys():
         differences = {
@@ -138,12 +139,18 @@ def check_carry(
 ) -> Carry:
     """The carry as arrays.
 
+    A layer whose `initial_carry` raises, since its state comes from elsewhere, is given what there
+    is.
+
     Raises:
       TypeError: its structure or a dtype is not that of `layer.initial_carry(batch_shape, dtype)`.
       ValueError: a shape is not.
     """
     leaves, structure = jax.tree.flatten(carry)
-    expected = abstract_carry(layer, batch_shape, dtype)
+    try:
+        expected = abstract_carry(layer, batch_shape, dtype)
+    except Exception:
+        return jax.tree.map(as_array, carry)
     expected_leaves, expected_structure = jax.tree.flatten(expected)
     if structure != expected_structure:  # type: ignore[operator]
         raise TypeError(
