@@ -119,14 +119,15 @@ class Stack(Layer[tuple[Params, ...], tuple[Carry, ...]]):
         **options: Any,
     ) -> tuple[tuple[Carry, ...], jax.Array]:
         new_carry = []
-        for index, layer in enumerate(self.layers):
+        entries = zip(self.layers, params, carry, strict=True)
+        for index, (layer, layer_params, layer_carry) in enumerate(entries):
             layer_key = dropout_key = None
             if key is not None:
                 layer_key, dropout_key = jax.random.split(jax.random.fold_in(key, index))
             if index > 0 and dropout_key is not None:
                 xs = _drop(dropout_key, xs, self.dropout)
             layer_carry, xs = run_layer(
-                layer, params[index], carry[index], xs, key=layer_key, **options
+                layer, layer_params, layer_carry, xs, key=layer_key, **options
             )
             new_carry.append(layer_carry)
         return tuple(new_carry), xs

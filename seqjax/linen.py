@@ -17,7 +17,8 @@ from jax.typing import ArrayLike, DTypeLike
 
 from seqjax import cells
 from seqjax import module_arguments as arguments
-from seqjax.cells.base import Layer, Params, abstract_params
+from seqjax.cells.base import Layer, Params
+from seqjax.cells.checks import abstract_params, check_params
 from seqjax.interop.torch import load_params, params_to_torch, torch_arguments, torch_kind
 from seqjax.module_arguments import CellT, LSTMState, LSTMStateLike, State, StateLike, documented
 from seqjax.parameter_names import params_from_dict, params_to_dict
@@ -51,13 +52,16 @@ def torch_state_dict(module: _TorchModule, variables: Variables) -> dict[str, np
       NumPy arrays by PyTorch's names, in its order and layout. bfloat16, which NumPy lacks, comes
       as float32 without loss.
 
+    Raises:
+      TypeError, ValueError: the variables are of another module.
+
     >>> import jax, jax.numpy as jnp, seqjax.linen
     >>> gru = seqjax.linen.GRU(3, 5)
     >>> variables = gru.init(jax.random.key(0), jnp.ones((7, 2, 3)))
     >>> seqjax.linen.torch_state_dict(gru, variables)["weight_ih_l0"].shape
     (15, 3)
     """
-    return params_to_torch(params_from_dict(module.layer, variables["params"]))
+    return params_to_torch(_own_params(module.layer, variables["params"]))
 
 
 def load_torch_state_dict(
@@ -72,6 +76,7 @@ def load_torch_state_dict(
 
     Raises:
       ValueError: entries are missing, unexpected or misshapen.
+      TypeError, ValueError: the variables are of another module.
 
     >>> import jax, jax.numpy as jnp, seqjax.linen
     >>> gru, x = seqjax.linen.GRU(3, 5), jnp.ones((7, 2, 3))
@@ -82,7 +87,7 @@ def load_torch_state_dict(
     >>> bool((gru.apply(variables, x)[0] == gru.apply(trained, x)[0]).all())
     True
     """
-    params = params_from_dict(module.layer, variables["params"])
+    params = _own_params(module.layer, variables["params"])
     loaded = load_params(type(module).__name__, params, state_dict)
     return {**variables, "params": params_to_dict(loaded)}
 
@@ -114,6 +119,13 @@ def from_torch(torch_module: Any) -> tuple[_TorchModule, dict[str, Any]]:
     return module, load_torch_state_dict(module, variables, torch_module.state_dict())
 
 
+def _own_params(layer: Layer, params: Mapping[str, Any]) -> Params:
+    """The layer's parameters, of a scope that may be shared with others."""
+    names = params_to_dict(abstract_params(layer))
+    own = {k: v for k, v in params.items() if k in names or k.startswith("layers_")}
+    return check_params(layer, own)
+
+
 _traced_once = jax.jit(lambda layer, key, dtype: layer.init(key, dtype), static_argnums=(0, 2))
 
 
@@ -140,6 +152,8 @@ class _Parameters(nn.Module, arguments.ModuleArguments):
         layer, dtype = self.layer, self.param_dtype
         names = params_to_dict(abstract_params(layer))
         params = {name: self.param(name, _draw, layer, dtype, name) for name in names}
+        # Flax hands out what is asked for: layers that nobody asks for would be left out.
+        _own_params(layer, {**self.variables.get("params", {}), **params})
         return params_from_dict(layer, params)
 
 

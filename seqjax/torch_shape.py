@@ -12,14 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from seqjax.cells.base import (
-    Carry,
-    Cell,
-    Layer,
-    Params,
-    abstract_carry,
-    initial_carry,
-)
+from seqjax.cells.base import Carry, Cell, Layer, Params
+from seqjax.cells.checks import abstract_carry, initial_carry
 from seqjax.layers import Bidirectional, BidirectionalCarry, Stack
 from seqjax.recurrence import scan
 from seqjax.sequences import lengths_to_mask
