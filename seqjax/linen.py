@@ -20,7 +20,7 @@ from jax.typing import ArrayLike, DTypeLike
 from seqjax import module_arguments as arguments
 from seqjax import torch_shape
 from seqjax.cells.base import Carry, Layer, Params, abstract_params
-from seqjax.interop.torch import load_params, params_to_torch, torch_dtype
+from seqjax.interop.torch import load_params, params_to_torch, torch_dtype, weights_in_effect
 from seqjax.module_arguments import LSTMState, LSTMStateLike, State, StateLike, documented
 from seqjax.parameter_names import params_from_dict, params_to_dict
 from seqjax.torch_shape import apply_cell, apply_recurrent, apply_stack
@@ -64,7 +64,7 @@ def torch_state_dict(module: _TorchModule, variables: Variables) -> dict[str, np
 
 
 def load_torch_state_dict(
-    module: _TorchModule, variables: Variables, state_dict: Mapping[str, Any]
+    module: _TorchModule, variables: Variables, state_dict: Mapping[str, Any], *, prefix: str = ""
 ) -> dict[str, Any]:
     """New variables with every weight from a PyTorch state dict, cast to the dtype of the old.
 
@@ -72,8 +72,11 @@ def load_torch_state_dict(
       module: a module of this file that PyTorch has too.
       variables: its variables, as for `torch_state_dict`.
       state_dict: arrays or tensors with exactly PyTorch's names and shapes for this module.
+      prefix: where a whole model's state dict has the module, for example `"encoder.rnn."`, with or
+        without the last dot; nothing else is read.
 
     Raises:
+      TypeError: it is no state dict.
       ValueError: entries are missing, unexpected or misshapen.
 
     >>> import jax, jax.numpy as jnp, seqjax.linen
@@ -86,12 +89,14 @@ def load_torch_state_dict(
     True
     """
     params = params_from_dict(module.layer, variables["params"])
-    loaded = load_params(type(module).__name__, params, state_dict)
+    loaded = load_params(type(module).__name__, params, state_dict, prefix)
     return {**variables, "params": params_to_dict(loaded)}
 
 
 def from_torch(torch_module: Any) -> tuple[_TorchModule, dict[str, Any]]:
     """A module with the configuration and dtype of PyTorch's, and variables with its weights.
+
+    The weights are those in effect: normed, pruned or parametrized ones as in eval mode.
 
     Args:
       torch_module: an RNN, LSTM, GRU or one of their cells from `torch.nn`.
@@ -100,7 +105,8 @@ def from_torch(torch_module: Any) -> tuple[_TorchModule, dict[str, Any]]:
       `(module, variables)`.
 
     Raises:
-      TypeError: it is another kind of module.
+      TypeError: it is another kind of module, or quantised.
+      ValueError: its weights are on the meta device, or of several dtypes.
 
     >>> import importlib.util, jax.numpy as jnp, seqjax.linen
     >>> if importlib.util.find_spec("torch"):
@@ -111,7 +117,7 @@ def from_torch(torch_module: Any) -> tuple[_TorchModule, dict[str, Any]]:
     """
     kinds = {kind.__name__: kind for kind in (RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell)}
     kind = kinds[torch_shape.torch_kind(torch_module, kinds)]
-    state_dict = torch_module.state_dict()
+    state_dict = weights_in_effect(torch_module)
     module = kind(
         **torch_shape.torch_arguments(torch_module, kind), param_dtype=torch_dtype(state_dict)
     )

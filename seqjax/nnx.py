@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from seqjax import module_arguments as arguments
 from seqjax import torch_shape
 from seqjax.cells.base import Carry, Params
-from seqjax.interop.torch import load_params, params_to_torch, torch_dtype
+from seqjax.interop.torch import load_params, params_to_torch, torch_dtype, weights_in_effect
 from seqjax.module_arguments import LSTMState, LSTMStateLike, State, StateLike, documented
 from seqjax.parameter_names import params_from_dict, params_to_dict
 from seqjax.torch_shape import apply_cell, apply_recurrent, apply_stack
@@ -75,31 +75,37 @@ class _TorchWeights(_Parameters):
         """
         return params_to_torch(self.params)
 
-    def load_torch_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_torch_state_dict(self, state_dict: Mapping[str, Any], *, prefix: str = "") -> None:
         """Sets every weight from a PyTorch state dict, cast to the module's own dtype.
 
         Args:
           state_dict: arrays or tensors with exactly PyTorch's names and shapes for this module.
+          prefix: where a whole model's state dict has the module, for example `"encoder.rnn."`,
+            with or without the last dot; nothing else is read.
 
         Raises:
+          TypeError: it is no state dict.
           ValueError: entries are missing, unexpected or misshapen; nothing is changed then.
         """
-        params = load_params(type(self).__name__, self.params, state_dict)
+        params = load_params(type(self).__name__, self.params, state_dict, prefix)
         jax.tree.map(_assign, self._variables(), params, is_leaf=_is_variable)
 
     @classmethod
     def from_torch(cls, torch_module: Any, *, rngs: nnx.Rngs | None = None) -> Self:
         """A module with the configuration, weights, dtype and training mode of PyTorch's.
 
+        The weights are those in effect: normed, pruned or parametrized ones as in eval mode.
+
         Args:
           torch_module: the `torch.nn` module of the same name.
           rngs: where dropout draws from; None means `nnx.Rngs(0)`.
 
         Raises:
-          TypeError: it is another kind of module.
+          TypeError: it is another kind of module, or quantised.
+          ValueError: its weights are on the meta device, or of several dtypes.
         """
         torch_shape.torch_kind(torch_module, [cls.__name__])
-        state_dict = torch_module.state_dict()
+        state_dict = weights_in_effect(torch_module)
         module = cls(
             **torch_shape.torch_arguments(torch_module, cls),
             param_dtype=torch_dtype(state_dict),

@@ -19,6 +19,7 @@ from seqjax.cells.base import (
     run_layer,
 )
 from seqjax.ops.dispatch import check_implementation
+from seqjax.sequences import as_array
 
 __all__ = ["scan"]
 __dir__ = __all__.copy  # What dir() and tab completion show.
@@ -79,7 +80,7 @@ def scan(
     check_layer("layer", layer)
     check_implementation(implementation)
     check_type("remat", remat, bool)
-    xs = jnp.asarray(xs)
+    xs = as_array("xs", xs)
     _check_inputs(layer, params, xs)
     if mask is not None:
         mask = jnp.asarray(mask)

@@ -178,6 +178,21 @@ def _concrete_or_traced(values: ArrayLike) -> np.ndarray | jax.Array:
     return np.asarray(values)
 
 
+def as_array(name: str, sequences: ArrayLike) -> jax.Array:
+    """`sequences` as a JAX array.
+
+    Raises:
+      TypeError: it is PyTorch's PackedSequence, whose rows cannot be told from its steps.
+    """
+    if type(sequences).__name__ == "PackedSequence":
+        raise TypeError(
+            f"{name} should be an array, got: PackedSequence. Pass the padded batch and lengths=, "
+            "as torch.nn.utils.rnn.pad_packed_sequence gives them; seqjax.scan takes "
+            "mask=seqjax.lengths_to_mask(lengths, T)"
+        )
+    return jnp.asarray(sequences)
+
+
 def _integer_array(lengths: ArrayLike) -> np.ndarray | jax.Array:
     array = _concrete_or_traced(lengths)
     if array.size == 0:

@@ -24,7 +24,7 @@ from seqjax.cells.base import (
 )
 from seqjax.layers import Bidirectional, BidirectionalCarry, Stack
 from seqjax.recurrence import scan
-from seqjax.sequences import lengths_to_mask
+from seqjax.sequences import as_array, lengths_to_mask
 
 
 # Modules ask for it at every call, and what is kept of a layer is found faster for the same object.
@@ -68,7 +68,7 @@ def apply_recurrent(
       dtype: dtype to compute in; None means the input's, which the parameters must then have.
       implementation, remat: as in `seqjax.scan`.
     """
-    params, xs = _in_compute_dtype(name, params, jnp.asarray(input), dtype)
+    params, xs = _in_compute_dtype(name, params, as_array(f"{name}: input", input), dtype)
     if batch_first and xs.ndim > 1:
         xs = jnp.moveaxis(xs, -2, 0)
     time_major_mask = _time_major_mask(lengths, mask, xs.shape[:-1], batch_first)
@@ -104,7 +104,7 @@ def apply_stack(
     Returns:
       `output, h_n` or `output, (h_n, c_n)`.
     """
-    input = jnp.asarray(input)
+    input = as_array(f"{name}: input", input)
     if input.ndim not in (2, 3):
         raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.ndim}D instead")
     time_axis = 1 if batch_first and input.ndim == 3 else 0
@@ -143,7 +143,7 @@ def apply_cell(
       hx: `h`, or `(h, c)` for an LSTM; None means zeros.
       dtype: as in `apply_recurrent`.
     """
-    input = jnp.asarray(input)
+    input = as_array(f"{name}: input", input)
     if input.ndim not in (1, 2):
         raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.ndim}D instead")
     params, x = _in_compute_dtype(name, params, input, dtype)
@@ -173,16 +173,32 @@ def torch_kind(torch_module: Any, kinds: Iterable[str]) -> str:
     Raises:
       TypeError: none of them.
     """
-    bases = {
-        base.__name__
-        for base in type(torch_module).__mro__
-        if base.__module__.partition(".")[0] == "torch"
-    }
-    for kind in kinds:
-        if kind in bases:
-            return kind
-    expected = " or ".join(f"torch.nn.{kind}" for kind in kinds)
-    raise TypeError(f"expected a {expected}, got: {type(torch_module).__name__}")
+    expected = [*kinds]
+    if (kind := _kind_of(torch_module)) in expected:
+        return kind
+    wrong = type(torch_module)
+    names = " or ".join(f"torch.nn.{kind}" for kind in expected)
+    if wrong.__module__.startswith("torch.") and "quantiz" in wrong.__module__:
+        raise TypeError(
+            f"expected a {names}, got: {wrong.__module__}.{wrong.__name__}, which is quantised: "
+            "give the module that it was made from"
+        )
+    message = f"expected a {names}, got: {wrong.__name__}"
+    if any(base.__module__ == "torch.nn.modules.module" for base in wrong.__mro__):
+        modules = torch_module.named_modules()
+        if inside := [path for path, module in modules if _kind_of(module) in expected]:
+            message += f". It has such modules inside, give one of them: {', '.join(inside)}"
+    raise TypeError(message)
+
+
+def _kind_of(torch_module: Any) -> str | None:
+    """The name of the module's class in `torch.nn`, whose recurrent ones all stand in one file.
+
+    Quantised ones have the same names in other files.
+    """
+    bases = type(torch_module).__mro__
+    names = [base.__name__ for base in bases if base.__module__ == "torch.nn.modules.rnn"]
+    return names[0] if names else None
 
 
 def torch_arguments(torch_module: Any, kind: type) -> dict[str, Any]:

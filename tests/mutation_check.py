@@ -430,6 +430,27 @@ MISTAKES = {
         "interop",
         "test_round_trip_of_params and lstm",
     ),
+    "torch weights as a call before has made them": Mistake(
+        "seqjax/interop/torch.py",
+        "                hook(torch_module, ())\n",
+        "",
+        "interop",
+        "weights_in_effect and weight_norm and lstm_cell and Nnx",
+    ),
+    "torch module left in eval mode": Mistake(
+        "seqjax/interop/torch.py",
+        "module.training = training",
+        "pass",
+        "interop",
+        "weights_in_effect and orthogonal and lstm_cell and Nnx",
+    ),
+    "a prefix without its dot": Mistake(
+        "seqjax/interop/torch.py",
+        'return prefix + "." if prefix and not prefix.endswith(".") else prefix',
+        "return prefix",
+        "interop",
+        "test_prefix",
+    ),
     "training: the carry is not restored": Mistake(
         "examples/common/training.py",
         "self.carry = self._group.split_whole(carry, self._carry_axis)",

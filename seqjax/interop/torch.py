@@ -38,6 +38,11 @@ _ENTRY = re.compile(
     r"(?P<name>weight_ih|weight_hh|bias_ih|bias_hh|weight_hr)"
     r"(?:_l(?P<layer>0|[1-9]\d*)(?P<reverse>_reverse)?)?"
 )
+# In a whole model's, and as PyTorch keeps what it makes a weight of.
+_IN_MODEL = re.compile(
+    rf"(?P<prefix>(?:.*?\.)??)(?P<parametrized>parametrizations\.)?{_ENTRY.pattern}"
+    r"(?P<part>_(?:g|v|u|orig|mask)|\..+)?"
+)
 
 
 def params_to_torch(params: Params) -> dict[str, np.ndarray]:
@@ -71,7 +76,9 @@ def params_to_torch(params: Params) -> dict[str, np.ndarray]:
     return state_dict
 
 
-def params_from_torch(state_dict: Mapping[str, Any], dtype: DTypeLike | None = None) -> Params:
+def params_from_torch(
+    state_dict: Mapping[str, Any], dtype: DTypeLike | None = None, *, prefix: str = ""
+) -> Params:
     """The parameters in a PyTorch state dict of an RNN, LSTM, GRU or one of their cells.
 
     Which of them it is, is read off the names and shapes: entries `weight_ih`, … give one cell's
@@ -79,14 +86,18 @@ def params_from_torch(state_dict: Mapping[str, Any], dtype: DTypeLike | None = N
 
     Args:
       state_dict: PyTorch's names to arrays or tensors, of nothing but the recurrent layer.
-      dtype: dtype of the parameters; None keeps that of each array.
+      dtype: dtype of the parameters; None keeps the arrays', which must then have one.
+      prefix: where a whole model's state dict has the layer, for example `"encoder.rnn."`, with or
+        without the last dot; nothing else is read.
 
     Returns:
       `RNNParams`, `LSTMParams` or `GRUParams`, or a tuple with, for each layer, one of these or
       `BidirectionalParams` of two.
 
     Raises:
-      ValueError: entries are missing, unexpected or misshapen; the message names them.
+      TypeError: it is no state dict.
+      ValueError: entries are missing, unexpected or misshapen, or hold no numbers; the message
+        names them.
 
     >>> import numpy as np
     >>> cell = {"weight_ih": np.ones((15, 3)), "weight_hh": np.ones((15, 5))}
@@ -94,25 +105,31 @@ def params_from_torch(state_dict: Mapping[str, Any], dtype: DTypeLike | None = N
     >>> type(params).__name__, params.w_ih.shape, params.b_ih
     ('GRUParams', (3, 15), None)
     """
-    entries: dict[tuple[int | None, bool], dict[str, Any]] = {}
-    unexpected = []
-    for name, value in state_dict.items():
-        match = _ENTRY.fullmatch(name)
-        if match is None:
-            unexpected.append(name)
-            continue
-        layer = None if match["layer"] is None else int(match["layer"])
-        cell = entries.setdefault((layer, bool(match["reverse"])), {})
-        cell[_FIELDS[match["name"]]] = to_numpy(value)
-    if unexpected:
-        raise ValueError(f"Unexpected key(s) in state_dict: {_quoted(unexpected)}.")
+    values = _under(prefix, state_dict)
+    if unexpected := [name for name in values if _ENTRY.fullmatch(name) is None]:
+        problem = f"Unexpected key(s) in state_dict: {_quoted(unexpected)}."
+        raise ValueError(" ".join([problem, *_advice(prefix, state_dict)]))
+    arrays = _to_arrays(values)
+    params = _params_from_arrays(arrays, dtype)
+    if dtype is None:
+        _one_dtype(arrays)
+    return params
+
+
+def _params_from_arrays(arrays: Mapping[str, np.ndarray], dtype: DTypeLike | None) -> Params:
+    entries: dict[tuple[int | None, bool], dict[str, np.ndarray]] = {}
+    for name, array in arrays.items():
+        if match := _ENTRY.fullmatch(name):
+            layer = None if match["layer"] is None else int(match["layer"])
+            cell = entries.setdefault((layer, bool(match["reverse"])), {})
+            cell[_FIELDS[match["name"]]] = array
     if not entries:
         raise ValueError("state_dict is empty: expected weight_ih, weight_hh, …")
     if (None, False) in entries:
         if len(entries) > 1:
             raise ValueError(
                 "state_dict mixes a cell's names (weight_ih) with a layer's (weight_ih_l0): "
-                f"got {_quoted(state_dict)}"
+                f"got {_quoted(arrays)}"
             )
         return _cell_from_torch(entries[None, False], "", dtype)
 
@@ -130,25 +147,31 @@ def params_from_torch(state_dict: Mapping[str, Any], dtype: DTypeLike | None = N
     return tuple(layers)
 
 
-def load_params(name: str, params: Params, state_dict: Mapping[str, Any]) -> Params:
+def load_params(
+    name: str, params: Params, state_dict: Mapping[str, Any], prefix: str = ""
+) -> Params:
     """Parameters like `params` in structure, shapes and dtype, with a state dict's values.
 
     Args:
       name: what they are loaded into, for the message.
       params: parameters that `params_to_torch` takes.
-      state_dict: PyTorch's names to arrays or tensors.
+      state_dict, prefix: as for `params_from_torch`.
 
     Raises:
+      TypeError: it is no state dict.
       ValueError: naming every entry that is missing, unexpected or misshapen.
     """
     expected = params_to_torch(params)
-    arrays = {key: to_numpy(value) for key, value in state_dict.items()}
+    values = _under(prefix, state_dict)
     problems = []
-    if missing := expected.keys() - arrays.keys():
+    if missing := expected.keys() - values.keys():
         problems.append(f"Missing key(s) in state_dict: {_quoted(sorted(missing))}.")
-    if unexpected := arrays.keys() - expected.keys():
+    if unexpected := values.keys() - expected.keys():
         problems.append(f"Unexpected key(s) in state_dict: {_quoted(sorted(unexpected))}.")
-    for key in expected.keys() & arrays.keys():
+    if problems:
+        problems += _advice(prefix, state_dict)
+    arrays = _to_arrays({key: values[key] for key in expected if key in values})
+    for key in arrays:
         if arrays[key].shape != expected[key].shape:
             problems.append(
                 f"size mismatch for {key}: got shape {arrays[key].shape}, "
@@ -156,12 +179,45 @@ def load_params(name: str, params: Params, state_dict: Mapping[str, Any]) -> Par
             )
     if problems:
         raise ValueError(f"Error(s) in loading state_dict for {name}:\n\t" + "\n\t".join(problems))
-    return params_from_torch(arrays, jax.tree.leaves(params)[0].dtype)
+    return _params_from_arrays(arrays, jax.tree.leaves(params)[0].dtype)
+
+
+def weights_in_effect(torch_module: Any) -> dict[str, Any]:
+    """The state dict of a PyTorch module, with the weights that it computes with in eval mode.
+
+    Where PyTorch makes a weight of others (`weight_norm`, `prune`, `parametrize`), the state dict
+    itself holds those, and the module's attribute what a call before has made of them.
+    """
+    weights = dict(torch_module.state_dict())
+    made = [*getattr(torch_module, "parametrizations", {})]
+    modes = {module: module.training for module in torch_module.modules()}
+    try:
+        for module in modes:
+            module.training = False  # A spectral norm would go on with its power iteration.
+        for hook in torch_module._forward_pre_hooks.values():
+            kinds = type(hook).__mro__
+            if any(kind.__module__.startswith("torch.nn.utils.") for kind in kinds):
+                hook(torch_module, ())
+                made.append(getattr(hook, "name", None) or hook._tensor_name)
+        weights |= {name: getattr(torch_module, name) for name in made}
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    parts = {f"{name}_{part}" for name in made for part in ("g", "v", "u", "orig", "mask")}
+    return {
+        name: weight
+        for name, weight in weights.items()
+        if name not in parts and not name.startswith("parametrizations.")
+    }
 
 
 def torch_dtype(state_dict: Mapping[str, Any]) -> np.dtype:
-    """The dtype of a state dict's weights."""
-    return to_numpy(next(iter(state_dict.values()))).dtype
+    """The dtype of a state dict's weights.
+
+    Raises:
+      ValueError: they have several.
+    """
+    return _one_dtype(_to_arrays(state_dict))
 
 
 def to_numpy(value: Any) -> np.ndarray:
@@ -172,6 +228,73 @@ def to_numpy(value: Any) -> np.ndarray:
             return value.float().numpy().astype(jnp.bfloat16)
         return value.numpy()
     return np.asarray(value)
+
+
+def _under(prefix: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries whose names start with a prefix, by what follows it."""
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(
+            "state_dict should map PyTorch's names to arrays or tensors, as module.state_dict() "
+            f"does, got: {type(state_dict).__name__}"
+        )
+    prefix = _with_dot(prefix)
+    values = {
+        name.removeprefix(prefix): value
+        for name, value in state_dict.items()
+        if name.startswith(prefix)
+    }
+    if prefix and not values:
+        problem = f'state_dict has nothing under the prefix "{prefix}".'
+        raise ValueError(" ".join([problem, *_advice(prefix, state_dict)]))
+    return values
+
+
+def _with_dot(prefix: str) -> str:
+    # PyTorch's own state_dict(prefix="rnn.") has the dot, its names of modules do not.
+    return prefix + "." if prefix and not prefix.endswith(".") else prefix
+
+
+def _advice(prefix: str, state_dict: Mapping[str, Any]) -> list[str]:
+    """What to do about a state dict that has other entries than were expected."""
+    matches = [match for name in state_dict if (match := _IN_MODEL.fullmatch(name))]
+    prefixes = sorted({match["prefix"] for match in matches})
+    if _with_dot(prefix) not in prefixes:
+        if not prefixes:
+            return ["It holds no weights of an RNN, LSTM or GRU."] if prefix else []
+        return [
+            f"It holds recurrent layers under {_quoted(prefixes)}: give one of these as prefix."
+        ]
+    if any(match["parametrized"] or match["part"] for match in matches):
+        return [
+            "PyTorch makes weights of these (weight_norm, prune, parametrize): from_torch(module) "
+            "takes what they make; or remove that from the module first."
+        ]
+    return []
+
+
+def _to_arrays(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    arrays = {}
+    for name, value in values.items():
+        if getattr(value, "is_meta", False):
+            raise ValueError(
+                f'"{name}" is on the meta device and holds no numbers: load weights in PyTorch '
+                "first, with load_state_dict(…, assign=True)"
+            )
+        arrays[name] = to_numpy(value)
+        if not jnp.issubdtype(arrays[name].dtype, jnp.floating):
+            raise ValueError(f'"{name}" should be of floating dtype, got: {arrays[name].dtype}')
+    return arrays
+
+
+def _one_dtype(arrays: Mapping[str, np.ndarray]) -> np.dtype:
+    dtypes = {name: array.dtype for name, array in arrays.items()}
+    if len(set(dtypes.values())) > 1:
+        got = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
+        raise ValueError(
+            f"weights should have one dtype, got: {got}. In PyTorch, module.to(dtype) converts "
+            "them; params_from_torch takes dtype="
+        )
+    return next(iter(dtypes.values()))
 
 
 def _cell_to_torch(params: Any, suffix: str) -> dict[str, np.ndarray]:
