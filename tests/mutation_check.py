@@ -465,6 +465,20 @@ MISTAKES = {
         "example_common",
         "test_run_goes_on_from_its_last_checkpoint",
     ),
+    "training: no more epochs than before": Mistake(
+        "examples/common/training.py",
+        'may_change={"--epochs"}',
+        "may_change=()",
+        "example_common",
+        "test_more_epochs_go_on",
+    ),
+    "examples: a smoke run writes where the real one does": Mistake(
+        "examples/common/options.py",
+        'for mode in ("toy", "smoke")',
+        'for mode in ("toy",)',
+        "example_common",
+        "test_runs_of_other_kinds",
+    ),
     "training: the last weights in place of the best": Mistake(
         "examples/common/training.py",
         "if values[-1] > min(values):",

@@ -17,6 +17,8 @@ from matplotlib.ticker import MaxNLocator
 def save_curves(path: Path, curves: dict[str, dict[str, list[float]]]) -> None:
     """Draws one panel per quantity, one line per name, over epochs.
 
+    What falls by more than a factor of ten is drawn on a logarithmic scale.
+
     Args:
       path: image file to write.
       curves: quantity to name to one value per epoch: `{"loss": {"train": […], "test": […]}}`.
@@ -32,6 +34,9 @@ def save_curves(path: Path, curves: dict[str, dict[str, list[float]]]) -> None:
         epochs = max(len(values) for values in lines.values())
         panel.set(xlabel="epoch", ylabel=quantity, xlim=(1, max(2, epochs)))
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        values = np.concatenate([*lines.values()])
+        if np.all(values > 0) and max(line[0] for line in lines.values()) > 10 * values.min():
+            panel.set_yscale("log")
         panel.grid(alpha=0.3)
         if len(lines) > 1:
             panel.legend()

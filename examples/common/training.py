@@ -42,7 +42,9 @@ class Run:
 
     What a step does must follow from the modules, the carry, the epoch and the step alone: order
     the data by a generator made from seed and epoch, and draw dropout from `run.key()`. Then a run
-    that was interrupted ends with the same weights, to the bit, as one that was not.
+    that was interrupted ends with the same weights, to the bit, as one that was not. So does one
+    that ended and is given more epochs, unless the number of epochs itself has a say in its steps,
+    as in that of a learning rate that falls until the last one.
 
     Args:
       args: of `options.add_training_arguments`, with `epochs` and `seed`.
@@ -189,11 +191,11 @@ class Run:
 
     def _open_checkpoints(self, configuration: dict[str, Any]) -> None:
         """Goes on from the newest checkpoint, if there is one."""
-        found, error = None, ""
+        found, changes, error = None, [], ""
         folder = self._args.checkpoint_dir
         if self._group.is_main:
             try:
-                check_configuration(folder, configuration)
+                changes = check_configuration(folder, configuration, may_change={"--epochs"})
                 self._checkpoints = Checkpoints(folder / "last")
                 if self._best is not None:
                     self._best_checkpoints = Checkpoints(folder / "best", keep=1)
@@ -206,6 +208,12 @@ class Run:
         notes = self._group.from_main(json.dumps(found and found.notes).encode())
         if (position := json.loads(notes)) is None:
             return
+        done = position["epoch"] - (not position["step"])  # The epoch that has begun counts.
+        if done > self._args.epochs:
+            raise CheckpointError(
+                f"the run in {folder} has come to epoch {done}, further than --epochs "
+                f"{self._args.epochs}: give at least {done}, or another --checkpoint-dir"
+            )
         like = self._state(), self._initial_carry
         state, carry = self._group.arrays_from_main(found and found.arrays, like)
         for module, values in zip(self._modules, state, strict=True):
@@ -215,7 +223,7 @@ class Run:
         self.curves, self._losses = position["curves"], position["losses"]
         finished = self.epoch > self._args.epochs
         where = "its end" if finished else f"epoch {self.epoch}, step {self.step}"
-        print(f"going on from {where}, found in {folder}", flush=True)
+        print(", ".join([f"going on from {where}, found in {folder}", *changes]), flush=True)
 
     def _save(self) -> None:
         self._fetch_losses()
