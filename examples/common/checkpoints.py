@@ -97,11 +97,11 @@ class Checkpoints:
                 self._manager.reload()
                 reason = str(error).strip().partition("\n")[0][:200]
                 print(
-                    f"checkpoint {step} in {self.folder} is damaged ({reason}); it is {aside.name} "
-                    "now, and the one before it is used",
+                    f"checkpoint {step} in {self.folder} is damaged, and {aside.name} now "
+                    f"({reason})",
                     file=sys.stderr,
                 )
-        if steps:
+        if any(self.folder.glob("damaged-*")):  # Now, or at a call before.
             raise CheckpointError(
                 f"all checkpoints in {self.folder} are damaged. To start anew, give another "
                 "--checkpoint-dir or delete this one"
