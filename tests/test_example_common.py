@@ -382,7 +382,7 @@ def test_runs_of_other_kinds_write_elsewhere(
     [
         ([2.0, 0.5, 0.01], [2.0, 1.0, 0.9], "log"),
         ([900.0, 200.0], [400.0, 80.0], "log"),
-        ([2.0, 0.3], [2.1, 0.5], "linear"),
+        ([3.6, 1.9], [2.8, 2.2], "linear"),
         ([9.0, 80.0], [8.0, 99.0], "linear"),  # It rises, as an accuracy does.
         ([2.0, 0.0], [2.0, 0.1], "linear"),
         ([2.0, 0.01], [2.0, np.nan], "linear"),
@@ -400,8 +400,12 @@ def test_curves_that_fall_far_are_logarithmic(
     monkeypatch.setattr(plots.plt, "close", figures.append)
     curves = {"loss": {"train": train, "test": test}, "accuracy (%)": {"test": [1.0, 99.0]}}
     plots.save_curves(tmp_path / "curves.png", curves)
-    assert [axes.get_yscale() for axes in figures[0].axes] == [scale, "linear"]
-    close(figures[0])
+    runs = {"LSTM": [(10, train)], "GRU": [(5, test)]}
+    plots.save_losses(tmp_path / "losses.png", [plots.LossPanel("a task", runs, baseline=1.0)])
+    scales = [[axes.get_yscale() for axes in figure.axes] for figure in figures]
+    assert scales == [[scale, "linear"], [scale]]
+    for figure in figures:
+        close(figure)
 
 
 def test_epoch_without_an_end_is_told() -> None:
