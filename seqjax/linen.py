@@ -20,7 +20,8 @@ from jax.typing import ArrayLike, DTypeLike
 from seqjax import module_arguments as arguments
 from seqjax import torch_shape
 from seqjax.cells.base import Carry, Layer, Params, abstract_params
-from seqjax.interop.torch import load_params, params_to_torch, torch_dtype, weights_in_effect
+from seqjax.interop.state_dicts import torch_dtype, weights_in_effect
+from seqjax.interop.torch import load_params, params_to_torch
 from seqjax.module_arguments import LSTMState, LSTMStateLike, State, StateLike, documented
 from seqjax.parameter_names import params_from_dict, params_to_dict
 from seqjax.torch_shape import apply_cell, apply_recurrent, apply_stack

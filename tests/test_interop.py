@@ -669,10 +669,26 @@ def test_from_torch_does_not_drop_what_else_a_subclass_has(shell: Any) -> None:
     class GRU(torch.nn.GRU):
         def __init__(self) -> None:
             super().__init__(3, 5)
-            self.norm = torch.nn.LayerNorm(5)
+            self.norm = torch.nn.BatchNorm1d(5)  # With a number of batches, an integer.
 
-    with pytest.raises(ValueError, match=r'Unexpected key.*"norm\.bias", "norm\.weight"'):
+    with pytest.raises(ValueError, match=r'Unexpected key.*"norm\.bias", .*"norm\.weight"'):
         shell.from_torch(GRU())
+
+
+@needs_torch
+@pytest.mark.parametrize("shell", SHELLS)
+def test_from_torch_does_not_take_what_others_have_left(shell: Any) -> None:
+    """Where some other library makes the weights, an attribute may be of any call before."""
+    theirs = torch.nn.GRUCell(3, 5)
+    for name in [*theirs.state_dict()]:
+        weight = getattr(theirs, name)
+        delattr(theirs, name)
+        theirs.register_parameter(f"{name}_raw", weight)
+        setattr(theirs, name, weight.detach() * 2)
+    with pytest.raises(
+        ValueError, match=r'Missing .*"weight_ih"(?s:.*)Unexpected .*"weight_ih_raw"'
+    ):
+        shell.from_torch(theirs)
 
 
 @needs_torch
@@ -715,8 +731,19 @@ def test_tensors_without_numbers_and_of_several_dtypes(shell: Any) -> None:
     meta = torch.nn.GRU(3, 5, device="meta")
     loads = [params_from_torch, shell.make(Config("GRU", **SIZES)).load]
     for load in [lambda _: shell.from_torch(meta), *loads]:
-        with pytest.raises(ValueError, match='"weight_ih_l0" is on the meta device and holds no'):
+        with pytest.raises(
+            ValueError, match=r'"weight_ih_l0" cannot be read .*meta tensor; no data'
+        ):
             load(meta.state_dict())
+    for convert in (torch.Tensor.to_sparse, lambda tensor: tensor.to(torch.float8_e4m3fn)):
+        state_dict = {
+            name: convert(tensor) for name, tensor in torch.nn.GRU(3, 5).state_dict().items()
+        }
+        for load in loads:
+            with pytest.raises(
+                ValueError, match=r"cannot be read .*: load or convert it in PyTorch"
+            ):
+                load(state_dict)
     mixed = torch.nn.GRU(3, 5)
     mixed.bias_ih_l0.data = mixed.bias_ih_l0.data.half()
     with pytest.raises(ValueError, match=r"bias_ih_l0 float16.* module.to\(dtype\)"):

@@ -4,7 +4,6 @@ PyTorch stores `weight_*` as (gates * hidden, features), one entry for each laye
 seqjax stores the transpose, ready to multiply. Gate orders and both biases are the same.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from seqjax.cells.base import Params
 from seqjax.cells.gru import GRUParams
 from seqjax.cells.lstm import LSTMParams
 from seqjax.cells.rnn import RNNParams
+from seqjax.interop.state_dicts import ENTRY, advice, entries_under, one_dtype, quoted, to_arrays
 from seqjax.layers import BidirectionalParams
 
 __all__ = ["params_from_torch", "params_to_torch"]
@@ -34,15 +34,6 @@ _TORCH_NAMES = {
 }
 _FIELDS = {torch_name: field for field, torch_name in _TORCH_NAMES.items()}
 _CELL_PARAMS_BY_GATES: dict[int, type[CellParams]] = {1: RNNParams, 3: GRUParams, 4: LSTMParams}
-_ENTRY = re.compile(
-    r"(?P<name>weight_ih|weight_hh|bias_ih|bias_hh|weight_hr)"
-    r"(?:_l(?P<layer>0|[1-9]\d*)(?P<reverse>_reverse)?)?"
-)
-# In a whole model's, and as PyTorch keeps what it makes a weight of.
-_IN_MODEL = re.compile(
-    rf"(?P<prefix>(?:.*?\.)??)(?P<parametrized>parametrizations\.)?{_ENTRY.pattern}"
-    r"(?P<part>_(?:g|v|u|orig|mask)|\..+)?"
-)
 
 
 def params_to_torch(params: Params) -> dict[str, np.ndarray]:
@@ -105,21 +96,21 @@ def params_from_torch(
     >>> type(params).__name__, params.w_ih.shape, params.b_ih
     ('GRUParams', (3, 15), None)
     """
-    values = _under(prefix, state_dict)
-    if unexpected := [name for name in values if _ENTRY.fullmatch(name) is None]:
-        problem = f"Unexpected key(s) in state_dict: {_quoted(unexpected)}."
-        raise ValueError(" ".join([problem, *_advice(prefix, state_dict)]))
-    arrays = _to_arrays(values)
+    values = entries_under(prefix, state_dict)
+    if unexpected := [name for name in values if ENTRY.fullmatch(name) is None]:
+        problem = f"Unexpected key(s) in state_dict: {quoted(unexpected)}."
+        raise ValueError(" ".join([problem, *advice(prefix, state_dict)]))
+    arrays = to_arrays(values)
     params = _params_from_arrays(arrays, dtype)
     if dtype is None:
-        _one_dtype(arrays)
+        one_dtype(arrays)
     return params
 
 
 def _params_from_arrays(arrays: Mapping[str, np.ndarray], dtype: DTypeLike | None) -> Params:
     entries: dict[tuple[int | None, bool], dict[str, np.ndarray]] = {}
     for name, array in arrays.items():
-        if match := _ENTRY.fullmatch(name):
+        if match := ENTRY.fullmatch(name):
             layer = None if match["layer"] is None else int(match["layer"])
             cell = entries.setdefault((layer, bool(match["reverse"])), {})
             cell[_FIELDS[match["name"]]] = array
@@ -129,7 +120,7 @@ def _params_from_arrays(arrays: Mapping[str, np.ndarray], dtype: DTypeLike | Non
         if len(entries) > 1:
             raise ValueError(
                 "state_dict mixes a cell's names (weight_ih) with a layer's (weight_ih_l0): "
-                f"got {_quoted(arrays)}"
+                f"got {quoted(arrays)}"
             )
         return _cell_from_torch(entries[None, False], "", dtype)
 
@@ -162,15 +153,15 @@ def load_params(
       ValueError: naming every entry that is missing, unexpected or misshapen.
     """
     expected = params_to_torch(params)
-    values = _under(prefix, state_dict)
+    values = entries_under(prefix, state_dict)
     problems = []
     if missing := expected.keys() - values.keys():
-        problems.append(f"Missing key(s) in state_dict: {_quoted(sorted(missing))}.")
+        problems.append(f"Missing key(s) in state_dict: {quoted(sorted(missing))}.")
     if unexpected := values.keys() - expected.keys():
-        problems.append(f"Unexpected key(s) in state_dict: {_quoted(sorted(unexpected))}.")
+        problems.append(f"Unexpected key(s) in state_dict: {quoted(sorted(unexpected))}.")
     if problems:
-        problems += _advice(prefix, state_dict)
-    arrays = _to_arrays({key: values[key] for key in expected if key in values})
+        problems += advice(prefix, state_dict)
+    arrays = to_arrays({key: values[key] for key in expected if key in values})
     for key in arrays:
         if arrays[key].shape != expected[key].shape:
             problems.append(
@@ -180,121 +171,6 @@ def load_params(
     if problems:
         raise ValueError(f"Error(s) in loading state_dict for {name}:\n\t" + "\n\t".join(problems))
     return _params_from_arrays(arrays, jax.tree.leaves(params)[0].dtype)
-
-
-def weights_in_effect(torch_module: Any) -> dict[str, Any]:
-    """The state dict of a PyTorch module, with the weights that it computes with in eval mode.
-
-    Where PyTorch makes a weight of others (`weight_norm`, `prune`, `parametrize`), the state dict
-    itself holds those, and the module's attribute what a call before has made of them.
-    """
-    weights = dict(torch_module.state_dict())
-    made = [*getattr(torch_module, "parametrizations", {})]
-    modes = {module: module.training for module in torch_module.modules()}
-    try:
-        for module in modes:
-            module.training = False  # A spectral norm would go on with its power iteration.
-        for hook in torch_module._forward_pre_hooks.values():
-            kinds = type(hook).__mro__
-            if any(kind.__module__.startswith("torch.nn.utils.") for kind in kinds):
-                hook(torch_module, ())
-                made.append(getattr(hook, "name", None) or hook._tensor_name)
-        weights |= {name: getattr(torch_module, name) for name in made}
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    parts = {f"{name}_{part}" for name in made for part in ("g", "v", "u", "orig", "mask")}
-    return {
-        name: weight
-        for name, weight in weights.items()
-        if name not in parts and not name.startswith("parametrizations.")
-    }
-
-
-def torch_dtype(state_dict: Mapping[str, Any]) -> np.dtype:
-    """The dtype of a state dict's weights.
-
-    Raises:
-      ValueError: they have several.
-    """
-    return _one_dtype(_to_arrays(state_dict))
-
-
-def to_numpy(value: Any) -> np.ndarray:
-    """A NumPy array from a tensor, a JAX array or anything array-like."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":  # Tensor.numpy() refuses it.
-            return value.float().numpy().astype(jnp.bfloat16)
-        return value.numpy()
-    return np.asarray(value)
-
-
-def _under(prefix: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries whose names start with a prefix, by what follows it."""
-    if not isinstance(state_dict, Mapping):
-        raise TypeError(
-            "state_dict should map PyTorch's names to arrays or tensors, as module.state_dict() "
-            f"does, got: {type(state_dict).__name__}"
-        )
-    prefix = _with_dot(prefix)
-    values = {
-        name.removeprefix(prefix): value
-        for name, value in state_dict.items()
-        if name.startswith(prefix)
-    }
-    if prefix and not values:
-        problem = f'state_dict has nothing under the prefix "{prefix}".'
-        raise ValueError(" ".join([problem, *_advice(prefix, state_dict)]))
-    return values
-
-
-def _with_dot(prefix: str) -> str:
-    # PyTorch's own state_dict(prefix="rnn.") has the dot, its names of modules do not.
-    return prefix + "." if prefix and not prefix.endswith(".") else prefix
-
-
-def _advice(prefix: str, state_dict: Mapping[str, Any]) -> list[str]:
-    """What to do about a state dict that has other entries than were expected."""
-    matches = [match for name in state_dict if (match := _IN_MODEL.fullmatch(name))]
-    prefixes = sorted({match["prefix"] for match in matches})
-    if _with_dot(prefix) not in prefixes:
-        if not prefixes:
-            return ["It holds no weights of an RNN, LSTM or GRU."] if prefix else []
-        return [
-            f"It holds recurrent layers under {_quoted(prefixes)}: give one of these as prefix."
-        ]
-    if any(match["parametrized"] or match["part"] for match in matches):
-        return [
-            "PyTorch makes weights of these (weight_norm, prune, parametrize): from_torch(module) "
-            "takes what they make; or remove that from the module first."
-        ]
-    return []
-
-
-def _to_arrays(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    arrays = {}
-    for name, value in values.items():
-        if getattr(value, "is_meta", False):
-            raise ValueError(
-                f'"{name}" is on the meta device and holds no numbers: load weights in PyTorch '
-                "first, with load_state_dict(…, assign=True)"
-            )
-        arrays[name] = to_numpy(value)
-        if not jnp.issubdtype(arrays[name].dtype, jnp.floating):
-            raise ValueError(f'"{name}" should be of floating dtype, got: {arrays[name].dtype}')
-    return arrays
-
-
-def _one_dtype(arrays: Mapping[str, np.ndarray]) -> np.dtype:
-    dtypes = {name: array.dtype for name, array in arrays.items()}
-    if len(set(dtypes.values())) > 1:
-        got = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
-        raise ValueError(
-            f"weights should have one dtype, got: {got}. In PyTorch, module.to(dtype) converts "
-            "them; params_from_torch takes dtype="
-        )
-    return next(iter(dtypes.values()))
 
 
 def _cell_to_torch(params: Any, suffix: str) -> dict[str, np.ndarray]:
@@ -320,7 +196,7 @@ def _cell_from_torch(
         required += ["b_ih", "b_hh"]
     missing = [_TORCH_NAMES[field] + suffix for field in required if field not in entries]
     if missing:
-        raise ValueError(f"Missing key(s) in state_dict: {_quoted(missing)}.")
+        raise ValueError(f"Missing key(s) in state_dict: {quoted(missing)}.")
 
     def describe() -> str:
         shapes = {_TORCH_NAMES[field] + suffix: array.shape for field, array in entries.items()}
@@ -350,10 +226,6 @@ def _cell_from_torch(
 
     arrays: dict[str, Any] = {field: to_jax(entries.get(field)) for field in kind._fields}
     return kind(**arrays)
-
-
-def _quoted(names: Any) -> str:
-    return ", ".join(f'"{name}"' for name in names)
 
 
 def _not_in_torch(params: Any) -> str:
