@@ -6,10 +6,8 @@ those of `seqjax.nnx`, for example `layers_0/forward/w_ih`.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from collections.abc import Mapping
-from typing import Any, Generic
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,14 +15,13 @@ from flax import linen as nn
 from flax.core import Scope
 from jax.typing import ArrayLike, DTypeLike
 
+from seqjax import cells
 from seqjax import module_arguments as arguments
-from seqjax import torch_shape
-from seqjax.cells.base import Carry, Layer, Params, abstract_params
-from seqjax.interop.state_dicts import torch_dtype, weights_in_effect
+from seqjax.cells.base import Layer, Params, abstract_params
 from seqjax.interop.torch import load_params, params_to_torch
-from seqjax.module_arguments import LSTMState, LSTMStateLike, State, StateLike, documented
+from seqjax.interop.torch_modules import torch_arguments, torch_kind, weights_in_effect
+from seqjax.module_arguments import CellT, LSTMState, LSTMStateLike, State, StateLike, documented
 from seqjax.parameter_names import params_from_dict, params_to_dict
-from seqjax.torch_shape import apply_cell, apply_recurrent, apply_stack
 
 __all__ = [
     "GRU",
@@ -117,26 +114,22 @@ def from_torch(torch_module: Any) -> tuple[_TorchModule, dict[str, Any]]:
     ...     output, h_n = gru.apply(variables, jnp.ones((7, 2, 3)))
     """
     kinds = {kind.__name__: kind for kind in (RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell)}
-    kind = kinds[torch_shape.torch_kind(torch_module, kinds)]
-    state_dict = weights_in_effect(torch_module)
-    module = kind(
-        **torch_shape.torch_arguments(torch_module, kind), param_dtype=torch_dtype(state_dict)
-    )
+    kind = kinds[torch_kind(torch_module, kinds)]
+    module = kind(**torch_arguments(torch_module, kind))
     params = module.layer.init(jax.random.key(0), module.param_dtype)
-    return module, load_torch_state_dict(module, {"params": params_to_dict(params)}, state_dict)
+    variables = {"params": params_to_dict(params)}
+    return module, load_torch_state_dict(module, variables, weights_in_effect(torch_module))
 
 
-def _init(layer: Layer, key: jax.Array, dtype: DTypeLike) -> Params:
+_traced_once = jax.jit(lambda layer, key, dtype: layer.init(key, dtype), static_argnums=(0, 2))
+
+
+def _draw(key: jax.Array, layer: Layer, dtype: DTypeLike, name: str) -> Any:
     # Flax traces the initializer of every parameter at every call, to compare shapes. What is drawn
     # is not compiled as one: that takes longer than array by array, many of which have one shape.
-    if isinstance(key, jax.core.Tracer):
-        return _traced_once(layer, key, dtype)
-    return layer.init(key, dtype)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def _traced_once(layer: Layer, key: jax.Array, dtype: DTypeLike) -> Params:
-    return layer.init(key, dtype)
+    traced = isinstance(key, jax.core.Tracer)
+    params = _traced_once(layer, key, dtype) if traced else layer.init(key, dtype)
+    return params_to_dict(params)[name]
 
 
 class _Parameters(nn.Module, arguments.ModuleArguments):
@@ -151,24 +144,16 @@ class _Parameters(nn.Module, arguments.ModuleArguments):
 
     @nn.nowrap
     def _params(self) -> Params:
-        layer = self.layer
-
-        def initializer(name: str) -> Any:
-            return lambda key: params_to_dict(_init(layer, key, self.param_dtype))[name]
-
+        layer, dtype = self.layer, self.param_dtype
         names = params_to_dict(abstract_params(layer))
-        return params_from_dict(
-            layer, {name: self.param(name, initializer(name)) for name in names}
-        )
+        params = {name: self.param(name, _draw, layer, dtype, name) for name in names}
+        return params_from_dict(layer, params)
 
 
-@dataclasses.dataclass(eq=False, repr=False)  # Linen's own way hides `kw_only` from type checkers.
-class _Deterministic:
-    deterministic: bool | None = dataclasses.field(default=None, kw_only=True)
-
-
-class _OverSequences(_Parameters, _Deterministic, arguments.SequenceArguments):
+class _OverSequences(_Parameters, arguments.SequenceArguments, kw_only=True):
     """What modules that run over whole sequences have besides parameters."""
+
+    deterministic: bool | None = None
 
     @nn.nowrap
     def _dropout_key(self, deterministic: bool | None) -> jax.Array | None:
@@ -193,102 +178,46 @@ class Recurrent(arguments.RecurrentArguments, _OverSequences):
     ((7, 2, 5), (2, 8), (2, 5))
     """
 
-    @nn.compact
-    def __call__(
-        self,
-        input: ArrayLike,
-        carry: Carry | None = None,
-        *,
-        lengths: ArrayLike | None = None,
-        mask: ArrayLike | None = None,
-        deterministic: bool | None = None,
-    ) -> tuple[jax.Array, Carry]:
-        key = self._dropout_key(deterministic)
-        return self._apply(
-            apply_recurrent, self._params(), input, carry, lengths=lengths, mask=mask, key=key
-        )
+    # Linen prepares for its work only the calls that it finds in its own classes.
+    __call__ = nn.compact(arguments.RecurrentArguments.__call__)
 
 
 class _TorchModule(_Parameters):
     """A module that PyTorch has too."""
 
 
-class _TorchLayer(
-    arguments.LayerArguments, _OverSequences, _TorchModule, Generic[StateLike, State]
-):
-    """`RNN`, `LSTM` and `GRU`: their call."""
+class _TorchLayer(arguments.LayerArguments[StateLike, State], _OverSequences, _TorchModule):
+    """`RNN`, `LSTM` and `GRU`.
 
-    @nn.compact
-    def __call__(
-        self,
-        input: ArrayLike,
-        hx: StateLike | None = None,
-        *,
-        lengths: ArrayLike | None = None,
-        mask: ArrayLike | None = None,
-        deterministic: bool | None = None,
-    ) -> tuple[jax.Array, State]:
-        key = self._dropout_key(deterministic)
-        return self._apply(
-            apply_stack, self._params(), input, hx, lengths=lengths, mask=mask, key=key
-        )
+    >>> import jax, jax.numpy as jnp, seqjax.linen
+    >>> layer = seqjax.linen.LSTM(10, 20, num_layers=2, batch_first=True)
+    >>> input = jnp.ones((3, 5, 10))
+    >>> variables = layer.init(jax.random.key(0), input)
+    >>> output, (h, c) = layer.apply(variables, input, lengths=jnp.array([5, 2, 0]))
+    >>> output.shape, h.shape
+    ((3, 5, 20), (2, 3, 20))
+    """
+
+    __call__ = nn.compact(arguments.LayerArguments.__call__)
 
 
 @documented
 class LSTM(_TorchLayer[LSTMStateLike, LSTMState], arguments.LSTMArguments):
-    """`torch.nn.LSTM`, with its optional projection.
-
-    >>> import jax, jax.numpy as jnp, seqjax.linen
-    >>> lstm = seqjax.linen.LSTM(10, 20, num_layers=2, batch_first=True)
-    >>> input = jnp.ones((3, 5, 10))
-    >>> variables = lstm.init(jax.random.key(0), input)
-    >>> output, (h_n, c_n) = lstm.apply(variables, input, lengths=jnp.array([5, 2, 0]))
-    >>> output.shape, h_n.shape
-    ((3, 5, 20), (2, 3, 20))
-    """
+    """`torch.nn.LSTM`, with its optional projection."""
 
 
 @documented
 class GRU(_TorchLayer[ArrayLike, jax.Array], arguments.GRUArguments):
-    """`torch.nn.GRU`.
-
-    >>> import jax, jax.numpy as jnp, seqjax.linen
-    >>> gru = seqjax.linen.GRU(10, 20, num_layers=2, batch_first=True)
-    >>> input = jnp.ones((3, 5, 10))
-    >>> variables = gru.init(jax.random.key(0), input)
-    >>> output, h_n = gru.apply(variables, input, lengths=jnp.array([5, 2, 0]))
-    >>> output.shape, h_n.shape
-    ((3, 5, 20), (2, 3, 20))
-    """
+    """`torch.nn.GRU`."""
 
 
 @documented
 class RNN(_TorchLayer[ArrayLike, jax.Array], arguments.RNNArguments):
-    """`torch.nn.RNN`, tanh or relu.
-
-    >>> import jax, jax.numpy as jnp, seqjax.linen
-    >>> rnn = seqjax.linen.RNN(10, 20, num_layers=2, batch_first=True)
-    >>> input = jnp.ones((3, 5, 10))
-    >>> variables = rnn.init(jax.random.key(0), input)
-    >>> output, h_n = rnn.apply(variables, input, lengths=jnp.array([5, 2, 0]))
-    >>> output.shape, h_n.shape
-    ((3, 5, 20), (2, 3, 20))
-    """
+    """`torch.nn.RNN`, tanh or relu."""
 
 
-class _TorchCell(arguments.CellArguments, _TorchModule, Generic[StateLike, State]):
-    """`RNNCell`, `LSTMCell` and `GRUCell`: their call."""
-
-    @nn.compact
-    def __call__(self, input: ArrayLike, hx: StateLike | None = None) -> State:
-        return apply_cell(
-            type(self).__name__, self.layer, self._params(), input, hx, dtype=self.dtype
-        )
-
-
-@documented
-class LSTMCell(_TorchCell[LSTMStateLike, LSTMState], arguments.LSTMCellArguments):
-    """`torch.nn.LSTMCell`: one step.
+class _TorchCell(arguments.CellArguments[CellT, StateLike, State], _TorchModule):
+    """`RNNCell`, `LSTMCell` and `GRUCell`.
 
     >>> import jax, jax.numpy as jnp, seqjax.linen
     >>> cell = seqjax.linen.LSTMCell(10, 20)
@@ -297,26 +226,19 @@ class LSTMCell(_TorchCell[LSTMStateLike, LSTMState], arguments.LSTMCellArguments
     (3, 20)
     """
 
-
-@documented
-class GRUCell(_TorchCell[ArrayLike, jax.Array], arguments.GRUCellArguments):
-    """`torch.nn.GRUCell`: one step.
-
-    >>> import jax, jax.numpy as jnp, seqjax.linen
-    >>> cell = seqjax.linen.GRUCell(10, 20)
-    >>> h, variables = cell.init_with_output(jax.random.key(0), jnp.ones((3, 10)))
-    >>> h.shape
-    (3, 20)
-    """
+    __call__ = nn.compact(arguments.CellArguments.__call__)
 
 
 @documented
-class RNNCell(_TorchCell[ArrayLike, jax.Array], arguments.RNNCellArguments):
-    """`torch.nn.RNNCell`: one step.
+class LSTMCell(_TorchCell[cells.LSTMCell, LSTMStateLike, LSTMState], arguments.LSTMCellArguments):
+    """`torch.nn.LSTMCell`: one step."""
 
-    >>> import jax, jax.numpy as jnp, seqjax.linen
-    >>> cell = seqjax.linen.RNNCell(10, 20)
-    >>> h, variables = cell.init_with_output(jax.random.key(0), jnp.ones((3, 10)))
-    >>> h.shape
-    (3, 20)
-    """
+
+@documented
+class GRUCell(_TorchCell[cells.GRUCell, ArrayLike, jax.Array], arguments.GRUCellArguments):
+    """`torch.nn.GRUCell`: one step."""
+
+
+@documented
+class RNNCell(_TorchCell[cells.RNNCell, ArrayLike, jax.Array], arguments.RNNCellArguments):
+    """`torch.nn.RNNCell`: one step."""

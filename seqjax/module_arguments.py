@@ -1,9 +1,10 @@
-"""The arguments of the modules in `seqjax.nnx` and `seqjax.linen`, each written once.
+"""The arguments and calls of the modules in `seqjax.nnx` and `seqjax.linen`, each written once.
 
 A module derives from its class here, a plain dataclass whose fields become the module's own. The
-class checks them and makes a layer of the core of them; what is left to a module is to hold the
-parameters as its library does. A `__call__` here is there for its docstring, which a module's own
-inherits; the class is the first base for that, as Flax's modules inherit another from `type`.
+class checks them, makes a layer of the core of them, and calls it; what is left to a module is to
+hold the parameters, and to draw for dropout, as its library does. The class is the first base of a
+module, which so has its call and the call's docstring: Flax's modules inherit others from `type`.
+Types of calls are quoted, so that `help()` shows them as they are written.
 
 Args:
   layer: the layer.
@@ -32,18 +33,16 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from seqjax import cells
-from seqjax.cells.base import Cell, Layer, check_layer, check_positive, check_type
+from seqjax import cells, torch_shape
+from seqjax.cells.base import Carry, Cell, Layer, Params, check_layer, check_positive, check_type
 from seqjax.cells.rnn import check_nonlinearity
 from seqjax.layers import Stack, check_dropout
-from seqjax.torch_shape import build_stack
 
 State = TypeVar("State")
 """What a module of PyTorch's gives back: `h`, or `(h, c)`."""
@@ -52,33 +51,39 @@ StateLike = TypeVar("StateLike")
 LSTMState = tuple[jax.Array, jax.Array]
 LSTMStateLike = tuple[ArrayLike, ArrayLike]
 
+CellT = TypeVar("CellT", bound=Cell)
 Module = TypeVar("Module", bound="ModuleArguments")
 MEANINGS: dict[str, str] = dict(re.findall(r"^  (\w+): (.*(?:\n    .*)*)", __doc__ or "", re.M))
 
 
 def documented(module: type[Module]) -> type[Module]:
-    """Completes a module's docstring, between its first line and its example."""
-    title, _, example = inspect.cleandoc(module.__doc__ or "").partition("\n\n")
+    """Completes a module's docstring: a title, and an example unless it has its base's.
+
+    The example of a base is written for an LSTM, and given to the others with their names.
+    """
+    docstrings = [inspect.cleandoc(cls.__doc__ or "") for cls in module.__mro__]
+    example = next((doc[doc.index(">>>") :] for doc in docstrings if ">>>" in doc), "")
     names = inspect.signature(module.__init__).parameters
     meanings = [f"  {name}: {MEANINGS[name]}" for name in names if name in MEANINGS]
-    sections = [title, "\n".join(["Args:", *meanings]), example]
-    if issubclass(module, LayerArguments | CellArguments):
-        cell = module.__name__.removesuffix("Cell") + "Cell"
+    before, after = [docstrings[0].partition("\n\n")[0]], []
+    if issubclass(module, TorchArguments):
+        name = module.__name__.removesuffix("Cell")
         source = f"https://docs.pytorch.org/docs/stable/generated/torch.nn.{module.__name__}.html"
-        sections.insert(1, f"Equation: `seqjax.{cell}`. Source:\n{source}")
-        sections.insert(
-            3, "Raises:\n  TypeError, ValueError: where PyTorch raises, and for sizes below 1."
+        before.append(f"Equation: `seqjax.{name}Cell`. Source:\n{source}")
+        after.append(
+            "Raises:\n  TypeError, ValueError: where PyTorch raises, and for sizes below 1."
         )
-    module.__doc__ = "\n\n".join(sections)
+        if name != "LSTM":
+            example = example.replace("LSTM", name).replace("(h, c)", "h")
+    module.__doc__ = "\n\n".join([*before, "\n".join(["Args:", *meanings]), *after, example])
     return module
 
 
 # Flax has its own equality, hash and representation of modules.
-@dataclasses.dataclass(eq=False, repr=False)
+@dataclasses.dataclass(eq=False, repr=False, kw_only=True)
 class ModuleArguments:
     """What every module takes."""
 
-    _: dataclasses.KW_ONLY
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
 
@@ -92,20 +97,30 @@ class ModuleArguments:
         """Raises for arguments that do not make a layer."""
         _ = self.layer
 
+    def _params(self) -> Params:
+        """The parameters, which each library's modules hold in its way."""
+        raise NotImplementedError
 
-@dataclasses.dataclass(eq=False, repr=False)
+
+@dataclasses.dataclass(eq=False, repr=False, kw_only=True)
 class SequenceArguments(ModuleArguments):
     """What modules that run over whole sequences take."""
 
-    _: dataclasses.KW_ONLY
     implementation: str | None = None
     remat: bool = False
 
-    def _apply(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """Calls `torch_shape.apply_recurrent`, or one like it, with what the module knows."""
-        names = ("batch_first", "dtype", "implementation", "remat")
-        options |= {name: getattr(self, name) for name in names}
-        return function(type(self).__name__, self.layer, *args, **options)
+    _apply: ClassVar[Any] = staticmethod(torch_shape.apply_recurrent)
+
+    def _dropout_key(self, deterministic: bool | None) -> jax.Array | None:
+        """What draws dropout in a call, in each library's way; None where nothing is dropped."""
+        raise NotImplementedError
+
+    def _run(self, input: Any, state: Any, *dropout: Any, **options: Any) -> tuple[jax.Array, Any]:
+        """A call with its `lengths` and `mask`; `dropout` is what `_dropout_key` takes."""
+        options["key"] = self._dropout_key(*dropout)
+        for name in ("batch_first", "dtype", "implementation", "remat"):
+            options[name] = getattr(self, name)
+        return self._apply(type(self).__name__, self.layer, self._params(), input, state, **options)
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -120,7 +135,15 @@ class RecurrentArguments(SequenceArguments):
         check_layer("layer", self.layer)
         check_type("batch_first", self.batch_first, bool)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(
+        self,
+        input: "ArrayLike",
+        carry: "Carry | None" = None,
+        *,
+        lengths: "ArrayLike | None" = None,
+        mask: "ArrayLike | None" = None,
+        deterministic: "bool | None" = None,
+    ) -> "tuple[jax.Array, Carry]":
         """Runs the layer over a sequence.
 
         Args:
@@ -136,22 +159,32 @@ class RecurrentArguments(SequenceArguments):
         Returns:
           `(output, carry)`: outputs in the input's layout, zero at padding, and the final state.
         """
+        return self._run(input, carry, deterministic, lengths=lengths, mask=mask)
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class _Sizes:
+class TorchArguments(ModuleArguments):
+    """What modules take that PyTorch has, too."""
+
     input_size: int
     hidden_size: int
+
+    _kind: ClassVar[type[Any]]
+    """The class of the cell of the core that reads the input."""
+
+    def _cell(self) -> Any:
+        """That cell: it takes the module's arguments of the same names."""
+        names = self._kind.__dataclass_fields__.keys() & self.__dataclass_fields__.keys()
+        return self._kind(**{name: getattr(self, name) for name in names})
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class _Sizes(TorchArguments):
     num_layers: int = 1
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class _Nonlinearity:
-    nonlinearity: str = "tanh"
-
-
-@dataclasses.dataclass(eq=False, repr=False)
-class LayerArguments(_Sizes, SequenceArguments):
+class LayerArguments(_Sizes, SequenceArguments, Generic[StateLike, State]):
     """The arguments that `RNN`, `LSTM` and `GRU` share."""
 
     bias: bool = True
@@ -159,14 +192,14 @@ class LayerArguments(_Sizes, SequenceArguments):
     dropout: float = 0.0
     bidirectional: bool = False
 
+    _apply = staticmethod(torch_shape.apply_stack)
+
     @property
     def layer(self) -> Stack:
         """The layer of the core that the arguments stand for."""
-        return build_stack(self._cell(), self.num_layers, self.dropout, self.bidirectional)
-
-    def _cell(self) -> Cell:
-        """The cell that reads the input."""
-        raise NotImplementedError
+        return torch_shape.build_stack(
+            self._cell(), self.num_layers, self.dropout, self.bidirectional
+        )
 
     def _check(self) -> None:
         """Raises where PyTorch does, in its order, and for a `bidirectional` that is no bool."""
@@ -186,7 +219,15 @@ class LayerArguments(_Sizes, SequenceArguments):
         check_type("bidirectional", self.bidirectional, bool)
         super()._check()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(
+        self,
+        input: "ArrayLike",
+        hx: "StateLike | None" = None,
+        *,
+        lengths: "ArrayLike | None" = None,
+        mask: "ArrayLike | None" = None,
+        deterministic: "bool | None" = None,
+    ) -> "tuple[jax.Array, State]":
         """Runs the layer over a sequence, as PyTorch's `forward` does.
 
         Args:
@@ -209,6 +250,7 @@ class LayerArguments(_Sizes, SequenceArguments):
         Raises:
           TypeError, ValueError: where PyTorch raises, and for `lengths` or `mask` that do not fit.
         """
+        return self._run(input, hx, deterministic, lengths=lengths, mask=mask)
 
 
 def _level_of_user() -> int:
@@ -220,43 +262,48 @@ def _level_of_user() -> int:
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class RNNArguments(LayerArguments, _Nonlinearity, _Sizes):
+class _SizesAndNonlinearity(_Sizes):
+    nonlinearity: str = "tanh"
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class RNNArguments(LayerArguments[ArrayLike, jax.Array], _SizesAndNonlinearity):
     """The arguments of `RNN`; this order of bases puts `nonlinearity` where PyTorch has it."""
+
+    _kind = cells.RNNCell
 
     def _check(self) -> None:
         check_nonlinearity(self.nonlinearity)  # PyTorch looks at it first.
         super()._check()
 
-    def _cell(self) -> Cell:
-        return cells.RNNCell(self.input_size, self.hidden_size, self.bias, self.nonlinearity)
-
 
 @dataclasses.dataclass(eq=False, repr=False)
-class LSTMArguments(LayerArguments):
+class LSTMArguments(LayerArguments[LSTMStateLike, LSTMState]):
     """The arguments of `LSTM`."""
+
+    _kind = cells.LSTMCell
 
     proj_size: int = 0
 
-    def _cell(self) -> Cell:
-        return cells.LSTMCell(self.input_size, self.hidden_size, self.bias, self.proj_size)
 
-
-class GRUArguments(LayerArguments):
+class GRUArguments(LayerArguments[ArrayLike, jax.Array]):
     """The arguments of `GRU`."""
 
-    def _cell(self) -> Cell:
-        return cells.GRUCell(self.input_size, self.hidden_size, self.bias)
+    _kind = cells.GRUCell
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class CellArguments(ModuleArguments):
+class CellArguments(TorchArguments, Generic[CellT, StateLike, State]):
     """The arguments that `RNNCell`, `LSTMCell` and `GRUCell` share."""
 
-    input_size: int
-    hidden_size: int
     bias: bool = True
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    @property
+    def layer(self) -> CellT:
+        """The cell of the core that the arguments stand for."""
+        return self._cell()
+
+    def __call__(self, input: "ArrayLike", hx: "StateLike | None" = None) -> "State":
         """One step, as PyTorch's `forward` does it.
 
         Args:
@@ -270,28 +317,26 @@ class CellArguments(ModuleArguments):
         Raises:
           TypeError, ValueError: where PyTorch raises.
         """
+        name = type(self).__name__
+        return torch_shape.apply_cell(name, self.layer, self._params(), input, hx, dtype=self.dtype)
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class RNNCellArguments(_Nonlinearity, CellArguments):
+class RNNCellArguments(CellArguments[cells.RNNCell, ArrayLike, jax.Array]):
     """The arguments of `RNNCell`."""
 
-    @property
-    def layer(self) -> cells.RNNCell:
-        return cells.RNNCell(self.input_size, self.hidden_size, self.bias, self.nonlinearity)
+    _kind = cells.RNNCell
+
+    nonlinearity: str = "tanh"
 
 
-class LSTMCellArguments(CellArguments):
+class LSTMCellArguments(CellArguments[cells.LSTMCell, LSTMStateLike, LSTMState]):
     """The arguments of `LSTMCell`."""
 
-    @property
-    def layer(self) -> cells.LSTMCell:
-        return cells.LSTMCell(self.input_size, self.hidden_size, self.bias)
+    _kind = cells.LSTMCell
 
 
-class GRUCellArguments(CellArguments):
+class GRUCellArguments(CellArguments[cells.GRUCell, ArrayLike, jax.Array]):
     """The arguments of `GRUCell`."""
 
-    @property
-    def layer(self) -> cells.GRUCell:
-        return cells.GRUCell(self.input_size, self.hidden_size, self.bias)
+    _kind = cells.GRUCell

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Generic, Self, TypeVar, dataclass_transform
+from typing import Any, Self, TypeVar, dataclass_transform
 
 import jax
 import numpy as np
@@ -16,13 +16,11 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from seqjax import module_arguments as arguments
-from seqjax import torch_shape
 from seqjax.cells.base import Carry, Params
-from seqjax.interop.state_dicts import torch_dtype, weights_in_effect
 from seqjax.interop.torch import load_params, params_to_torch
+from seqjax.interop.torch_modules import torch_arguments, torch_kind, weights_in_effect
 from seqjax.module_arguments import LSTMState, LSTMStateLike, State, StateLike, documented
 from seqjax.parameter_names import params_from_dict, params_to_dict
-from seqjax.torch_shape import apply_cell, apply_recurrent, apply_stack
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "Recurrent"]
 __dir__ = __all__.copy  # What dir() and tab completion show.
@@ -58,10 +56,10 @@ class _Parameters(nnx.Module, arguments.ModuleArguments):
     @property
     def params(self) -> Params:
         """The parameters as the core takes them: `seqjax.scan(module.layer, module.params, xs)`."""
-        return jax.tree.map(lambda param: param[...], self._variables(), is_leaf=_is_variable)
+        return params_from_dict(self.layer, vars(self), read=lambda variable: variable[...])
 
-    def _variables(self) -> Any:
-        return params_from_dict(self.layer, vars(self))
+    def _params(self) -> Params:
+        return self.params
 
 
 class _TorchWeights(_Parameters):
@@ -89,7 +87,7 @@ class _TorchWeights(_Parameters):
           ValueError: entries are missing, unexpected or misshapen; nothing is changed then.
         """
         params = load_params(type(self).__name__, self.params, state_dict, prefix)
-        jax.tree.map(_assign, self._variables(), params, is_leaf=_is_variable)
+        nnx.update(self, params_to_dict(params))
 
     @classmethod
     def from_torch(cls, torch_module: Any, *, rngs: nnx.Rngs | None = None) -> Self:
@@ -105,14 +103,10 @@ class _TorchWeights(_Parameters):
           TypeError: it is another kind of module, or quantised.
           ValueError: its weights are on the meta device, or of several dtypes.
         """
-        torch_shape.torch_kind(torch_module, [cls.__name__])
-        state_dict = weights_in_effect(torch_module)
-        module = cls(
-            **torch_shape.torch_arguments(torch_module, cls),
-            param_dtype=torch_dtype(state_dict),
-            rngs=nnx.Rngs(0) if rngs is None else rngs,
-        )
-        module.load_torch_state_dict(state_dict)
+        torch_kind(torch_module, [cls.__name__])
+        draws = nnx.Rngs(0) if rngs is None else rngs
+        module = cls(**torch_arguments(torch_module, cls), rngs=draws)
+        module.load_torch_state_dict(weights_in_effect(torch_module))
         module.set_attributes(deterministic=not torch_module.training, raise_if_not_found=False)
         return module
 
@@ -138,23 +132,21 @@ class _OverSequences(_Parameters, arguments.SequenceArguments):
         if deterministic is not None:
             self.deterministic = deterministic
 
-    def _dropout_key(self, deterministic: bool | None, rngs: Draws | None) -> jax.Array | None:
+    def _dropout_key(
+        self, deterministic: bool | None, rngs: Draws | None = None
+    ) -> jax.Array | None:
         if deterministic is None:
             deterministic = self.deterministic
         if deterministic or not self.layer.draws_dropout:
             return None
-        match self.rngs if rngs is None else rngs:
-            case nnx.Rngs() as streams:
-                return streams.dropout()
-            case nnx.RngStream() as stream:
-                return stream()
-            case jax.Array() as key:
-                return key
-            case other:
-                raise TypeError(
-                    "rngs should be an nnx.Rngs, nnx.RngStream or a key, "
-                    f"got: {type(other).__name__}"
-                )
+        draws = self.rngs if rngs is None else rngs
+        stream = draws.dropout if isinstance(draws, nnx.Rngs) else draws
+        key = stream() if isinstance(stream, nnx.RngStream) else stream
+        if not isinstance(key, jax.Array):
+            raise TypeError(
+                f"rngs should be an nnx.Rngs, nnx.RngStream or a key, got: {type(draws).__name__}"
+            )
+        return key
 
 
 @_module
@@ -180,16 +172,19 @@ class Recurrent(arguments.RecurrentArguments, _OverSequences):
         deterministic: bool | None = None,
         rngs: Draws | None = None,
     ) -> tuple[jax.Array, Carry]:
-        key = self._dropout_key(deterministic, rngs)
-        return self._apply(
-            apply_recurrent, self.params, input, carry, lengths=lengths, mask=mask, key=key
-        )
+        return self._run(input, carry, deterministic, rngs, lengths=lengths, mask=mask)
 
 
-class _TorchLayer(
-    arguments.LayerArguments, _OverSequences, _TorchWeights, Generic[StateLike, State]
-):
-    """`RNN`, `LSTM` and `GRU`: their call."""
+class _TorchLayer(arguments.LayerArguments[StateLike, State], _OverSequences, _TorchWeights):
+    """`RNN`, `LSTM` and `GRU`.
+
+    >>> from flax import nnx
+    >>> import jax.numpy as jnp, seqjax.nnx
+    >>> layer = seqjax.nnx.LSTM(10, 20, num_layers=2, batch_first=True, rngs=nnx.Rngs(0))
+    >>> output, (h, c) = layer(jnp.ones((3, 5, 10)), lengths=jnp.array([5, 2, 0]))
+    >>> output.shape, h.shape
+    ((3, 5, 20), (2, 3, 20))
+    """
 
     def __call__(
         self,
@@ -201,98 +196,46 @@ class _TorchLayer(
         deterministic: bool | None = None,
         rngs: Draws | None = None,
     ) -> tuple[jax.Array, State]:
-        key = self._dropout_key(deterministic, rngs)
-        return self._apply(apply_stack, self.params, input, hx, lengths=lengths, mask=mask, key=key)
+        return self._run(input, hx, deterministic, rngs, lengths=lengths, mask=mask)
 
 
 @_module
 class LSTM(_TorchLayer[LSTMStateLike, LSTMState], arguments.LSTMArguments):
-    """`torch.nn.LSTM`, with its optional projection.
-
-    >>> from flax import nnx
-    >>> import jax.numpy as jnp, seqjax.nnx
-    >>> lstm = seqjax.nnx.LSTM(10, 20, num_layers=2, batch_first=True, rngs=nnx.Rngs(0))
-    >>> output, (h_n, c_n) = lstm(jnp.ones((3, 5, 10)), lengths=jnp.array([5, 2, 0]))
-    >>> output.shape, h_n.shape
-    ((3, 5, 20), (2, 3, 20))
-    """
+    """`torch.nn.LSTM`, with its optional projection."""
 
 
 @_module
 class GRU(_TorchLayer[ArrayLike, jax.Array], arguments.GRUArguments):
-    """`torch.nn.GRU`.
-
-    >>> from flax import nnx
-    >>> import jax.numpy as jnp, seqjax.nnx
-    >>> gru = seqjax.nnx.GRU(10, 20, num_layers=2, batch_first=True, rngs=nnx.Rngs(0))
-    >>> output, h_n = gru(jnp.ones((3, 5, 10)), lengths=jnp.array([5, 2, 0]))
-    >>> output.shape, h_n.shape
-    ((3, 5, 20), (2, 3, 20))
-    """
+    """`torch.nn.GRU`."""
 
 
 @_module
 class RNN(_TorchLayer[ArrayLike, jax.Array], arguments.RNNArguments):
-    """`torch.nn.RNN`, tanh or relu.
-
-    >>> from flax import nnx
-    >>> import jax.numpy as jnp, seqjax.nnx
-    >>> rnn = seqjax.nnx.RNN(10, 20, num_layers=2, batch_first=True, rngs=nnx.Rngs(0))
-    >>> output, h_n = rnn(jnp.ones((3, 5, 10)), lengths=jnp.array([5, 2, 0]))
-    >>> output.shape, h_n.shape
-    ((3, 5, 20), (2, 3, 20))
-    """
+    """`torch.nn.RNN`, tanh or relu."""
 
 
-class _TorchCell(arguments.CellArguments, _TorchWeights, Generic[StateLike, State]):
-    """`RNNCell`, `LSTMCell` and `GRUCell`: their call."""
-
-    def __call__(self, input: ArrayLike, hx: StateLike | None = None) -> State:
-        return apply_cell(type(self).__name__, self.layer, self.params, input, hx, dtype=self.dtype)
-
-
-@_module
-class LSTMCell(_TorchCell[LSTMStateLike, LSTMState], arguments.LSTMCellArguments):
-    """`torch.nn.LSTMCell`: one step.
+class _TorchCell(_TorchWeights):
+    """`RNNCell`, `LSTMCell` and `GRUCell`.
 
     >>> from flax import nnx
     >>> import jax.numpy as jnp, seqjax.nnx
     >>> cell = seqjax.nnx.LSTMCell(10, 20, rngs=nnx.Rngs(0))
-    >>> h, c = cell(jnp.ones((3, 10)))
+    >>> (h, c) = cell(jnp.ones((3, 10)))
     >>> h.shape
     (3, 20)
     """
 
 
 @_module
-class GRUCell(_TorchCell[ArrayLike, jax.Array], arguments.GRUCellArguments):
-    """`torch.nn.GRUCell`: one step.
-
-    >>> from flax import nnx
-    >>> import jax.numpy as jnp, seqjax.nnx
-    >>> cell = seqjax.nnx.GRUCell(10, 20, rngs=nnx.Rngs(0))
-    >>> h = cell(jnp.ones((3, 10)))
-    >>> h.shape
-    (3, 20)
-    """
+class LSTMCell(arguments.LSTMCellArguments, _TorchCell):
+    """`torch.nn.LSTMCell`: one step."""
 
 
 @_module
-class RNNCell(_TorchCell[ArrayLike, jax.Array], arguments.RNNCellArguments):
-    """`torch.nn.RNNCell`: one step.
-
-    >>> from flax import nnx
-    >>> import jax.numpy as jnp, seqjax.nnx
-    >>> cell = seqjax.nnx.RNNCell(10, 20, rngs=nnx.Rngs(0))
-    >>> h = cell(jnp.ones((3, 10)))
-    >>> h.shape
-    (3, 20)
-    """
+class GRUCell(arguments.GRUCellArguments, _TorchCell):
+    """`torch.nn.GRUCell`: one step."""
 
 
-def _is_variable(node: Any) -> bool:
-    return isinstance(node, nnx.Variable)
-
-
-def _assign(variable: nnx.Param[Any], value: jax.Array) -> None:
-    variable[...] = value
+@_module
+class RNNCell(arguments.RNNCellArguments, _TorchCell):
+    """`torch.nn.RNNCell`: one step."""

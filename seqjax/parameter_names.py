@@ -4,7 +4,7 @@
 bidirectional two-layer LSTM are thus `layers_0/forward/w_ih` to `layers_1/backward/b_hh`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -33,14 +33,19 @@ def params_to_dict(params: Params) -> dict[str, Any]:
     return tree
 
 
-def params_from_dict(layer: Layer, tree: Mapping[str, Any]) -> Params:
-    """The inverse of `params_to_dict` for the parameters of `layer`; other names are ignored."""
+def params_from_dict(
+    layer: Layer, tree: Mapping[str, Any], read: Callable[[Any], Any] = lambda leaf: leaf
+) -> Params:
+    """The inverse of `params_to_dict` for the parameters of `layer`; other names are ignored.
+
+    `read` gets a parameter out of what the tree holds under its name.
+    """
 
     def find(path: tuple[Any, ...], _: Any) -> Any:
         node: Any = tree
         for entry in path:
             node = node[_name(entry)]
-        return node
+        return read(node)
 
     return jax.tree_util.tree_map_with_path(find, abstract_params(layer))
 

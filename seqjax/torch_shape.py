@@ -6,8 +6,6 @@ batch, size)` with index `layer * num_directions + direction`, whatever `batch_f
 
 import dataclasses
 import functools
-import inspect
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -165,54 +163,6 @@ def apply_cell(
 @functools.partial(jax.jit, static_argnums=0)
 def _step(cell: Cell, params: Params, carry: Carry, x: jax.Array) -> tuple[Carry, jax.Array]:
     return cell.step(params, carry, x)
-
-
-def torch_kind(torch_module: Any, kinds: Iterable[str]) -> str:
-    """Which of the `torch.nn` classes named in `kinds` a module is an instance of.
-
-    Raises:
-      TypeError: none of them.
-    """
-    expected = [*kinds]
-    if (kind := _kind_of(torch_module)) in expected:
-        return kind
-    wrong = type(torch_module)
-    names = " or ".join(f"torch.nn.{kind}" for kind in expected)
-    if wrong.__module__.startswith("torch.") and "quantiz" in wrong.__module__:
-        raise TypeError(
-            f"expected a {names}, got: {wrong.__module__}.{wrong.__name__}, which is quantised: "
-            "give the module that it was made from"
-        )
-    message = f"expected a {names}, got: {wrong.__name__}"
-    if any(base.__module__ == "torch.nn.modules.module" for base in wrong.__mro__):
-        modules = torch_module.named_modules()
-        if inside := [path for path, module in modules if _kind_of(module) in expected]:
-            message += f". It has such modules inside, give one of them: {', '.join(inside)}"
-    raise TypeError(message)
-
-
-def _kind_of(torch_module: Any) -> str | None:
-    """The name of the module's class in `torch.nn`, whose recurrent ones all stand in one file.
-
-    Quantised ones have the same names in other files.
-    """
-    bases = type(torch_module).__mro__
-    names = [base.__name__ for base in bases if base.__module__ == "torch.nn.modules.rnn"]
-    return names[0] if names else None
-
-
-def torch_arguments(torch_module: Any, kind: type) -> dict[str, Any]:
-    """What to call `kind` with so that it has the configuration of a PyTorch module.
-
-    The positional arguments of our constructors are attributes of PyTorch's modules.
-    """
-    parameters = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
-    return {
-        parameter.name: getattr(torch_module, parameter.name)
-        for parameter in parameters
-        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-        and parameter.name not in ("self", "parent", "name")  # Flax's own, in linen.
-    }
 
 
 def _in_compute_dtype(

@@ -8,8 +8,9 @@ from typing import Any, get_type_hints
 import pytest
 from flax import nnx
 from jax.typing import DTypeLike
-from shells import CELLS, LAYERS
+from shells import CELLS, LAYERS, build
 
+import seqjax
 import seqjax.linen
 import seqjax.nnx
 
@@ -144,3 +145,22 @@ def test_a_module_holds_what_its_layer_is_made_of_once(kind: str) -> None:
     assert module.layer is module.layer
     module.dropout = 0.25
     assert module.layer.dropout == 0.25
+
+
+@shells
+@pytest.mark.parametrize(
+    ("kind", "arguments", "cell"),
+    [
+        ("RNN", {"nonlinearity": "relu"}, seqjax.RNNCell(3, 5, False, "relu")),
+        ("LSTM", {"proj_size": 2}, seqjax.LSTMCell(3, 5, False, 2)),
+        ("GRU", {}, seqjax.GRUCell(3, 5, False)),
+        ("RNNCell", {"nonlinearity": "relu"}, seqjax.RNNCell(3, 5, False, "relu")),
+        ("LSTMCell", {}, seqjax.LSTMCell(3, 5, False)),
+        ("GRUCell", {}, seqjax.GRUCell(3, 5, False)),
+    ],
+)
+def test_a_modules_cell_has_its_arguments(
+    shell: str, kind: str, arguments: dict[str, Any], cell: seqjax.Cell
+) -> None:
+    made = build(shell, kind, 3, 5, bias=False, **arguments)
+    assert made.layer == (cell if kind in CELLS else seqjax.Stack([cell]))

@@ -103,12 +103,13 @@ def test_steps_of_derivative(length: int, rows: int, expected: int) -> None:
         (512, 1, 257, False, 256),
         (512, 1, 256, True, 128),  # Padding is skipped.
         (100, 10**6, 256, False, 4),  # Not less than the derivative's.
-        (100, 16, 2048, False, 20),  # Of the multiples of four up to 64, the largest divisor.
+        (100, 16, 2048, False, 50),  # Of the divisors up to 64, the largest.
+        (1009, 32, 256, False, 253),  # No divisor: four chunks, the last of which lacks three.
     ],
 )
 def test_steps_of_forward(length: int, rows: int, width: int, skips: bool, expected: int) -> None:
-    plan = chunks.Plan(CELLS["gru"], steps=4, skips=skips, reverse=False, unroll=1)
-    assert chunks.steps_of_forward(plan, length, rows, width) == expected
+    plan = chunks.Plan(CELLS["gru"], steps=4, reverse=False, unroll=1)
+    assert chunks.steps_of_forward(plan, length, rows, width, skips=skips) == expected
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
@@ -139,7 +140,7 @@ def test_no_array_is_saved_twice(name: str, gates: int, masked: bool) -> None:
     cell = CELLS[name]
     case = contract.abstract_case(cell, (ROWS,), 8, jnp.float32)
     mask = jax.ShapeDtypeStruct((8, ROWS), bool) if masked else None
-    plan = chunks.Plan(cell, steps=4, skips=masked, reverse=False, unroll=1)
+    plan = chunks.Plan(cell, steps=4, reverse=False, unroll=1)
     save = functools.partial(forward.forward_and_save, plan)
     _, residuals = jax.eval_shape(save, case.params, cell.split_carry(case.carry), case.xs, mask)
     assert len(jax.tree.leaves(residuals.saved)) == gates
@@ -222,6 +223,44 @@ class TestEveryDerivative:
             return jax.grad(norm, argnums=(0, 1))
 
         self.derivatives_agree(cell, penalty)
+
+
+@pytest.mark.usefixtures("_small_chunks")
+@pytest.mark.parametrize("length", [23, 24])
+def test_unrolling_changes_nothing(length: int) -> None:
+    """Three chunks of eight steps in the forward pass, the last of which may lack one."""
+    cell = CELLS["gru"]
+    case = contract.make_case(cell, (ROWS,), length)
+
+    def run(unroll: int) -> Any:
+        run = functools.partial(seqjax.scan, implementation="xla", unroll=unroll)
+        return contract.quick_jit(functools.partial(run, cell))(case.params, case.xs, case.carry)
+
+    contract.assert_close(run(3), run(1))
+
+
+@pytest.mark.usefixtures("_small_chunks", "x64")
+@reverse_or_not
+@pytest.mark.parametrize("name", ["lstm_proj", "gru"])
+def test_derivatives_where_a_chunk_lacks_steps(name: str, reverse: bool) -> None:
+    """Forward mode and second derivatives, of the final state, too."""
+    cell = CELLS[name]
+    case = contract.make_case(cell, (ROWS,), 11, jnp.float64)  # Three chunks of four lack one.
+    direction = jax.tree.map(np.cos, case)
+
+    def loss(implementation: str, params: Any, xs: Any, carry: Any) -> jax.Array:
+        run = functools.partial(seqjax.scan, reverse=reverse, implementation=implementation)
+        carry, ys = run(cell, params, xs, carry)
+        return sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves((carry, ys[1:], ys[:1])))
+
+    def second(implementation: str) -> Any:
+        gradient = jax.grad(functools.partial(loss, implementation), argnums=(0, 1, 2))
+        forward = functools.partial(jax.jvp, functools.partial(loss, implementation))
+        return contract.quick_jit(lambda at, by: (forward(at, by), jax.jvp(gradient, at, by)))(
+            case[:3], direction[:3]
+        )
+
+    contract.assert_close(second("xla"), second("scan"), 1e-10)
 
 
 @each_cell

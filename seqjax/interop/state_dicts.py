@@ -1,4 +1,4 @@
-"""What stands in PyTorch's state dicts and modules, as arrays. Nothing here imports torch."""
+"""What stands in PyTorch's state dicts, as arrays."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -16,46 +16,6 @@ _IN_MODEL = re.compile(
     rf"(?P<prefix>(?:.*?\.)??)(?P<parametrized>parametrizations\.)?{ENTRY.pattern}"
     r"(?P<part>_(?:g|v|u|orig|mask)|\..+)?"
 )
-
-
-def weights_in_effect(torch_module: Any) -> dict[str, Any]:
-    """The state dict of a PyTorch module, with the weights that it computes with in eval mode.
-
-    Where PyTorch makes a weight of others (`weight_norm`, `prune`, `parametrize`), the state dict
-    itself holds those, and the module's attribute what a call before has made of them.
-    """
-    weights = dict(torch_module.state_dict())
-    made = [*getattr(torch_module, "parametrizations", {})]
-    modes = {module: module.training for module in torch_module.modules()}
-    try:
-        for module in modes:
-            module.training = False  # A spectral norm would go on with its power iteration.
-        for hook in torch_module._forward_pre_hooks.values():
-            kinds = type(hook).__mro__
-            if any(kind.__module__.startswith("torch.nn.utils.") for kind in kinds):
-                hook(torch_module, ())
-                made.append(getattr(hook, "name", None) or hook._tensor_name)
-        weights |= {name: getattr(torch_module, name) for name in made}
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    parts = {f"{name}_{part}" for name in made for part in ("g", "v", "u", "orig", "mask")}
-    return {
-        name: weight
-        for name, weight in weights.items()
-        if name not in parts and not name.startswith("parametrizations.")
-    }
-
-
-def torch_dtype(state_dict: Mapping[str, Any]) -> np.dtype:
-    """The dtype of a recurrent layer's weights.
-
-    Raises:
-      ValueError: they have several, or hold no numbers.
-    """
-    weights = {name: value for name, value in state_dict.items() if ENTRY.fullmatch(name)}
-    # Without any, loading says what is missing.
-    return one_dtype(to_arrays(weights)) if weights else np.dtype("float32")
 
 
 def to_numpy(value: Any) -> np.ndarray:

@@ -30,14 +30,13 @@ class Plan(NamedTuple):
     """What is known when tracing."""
 
     cell: Gated
-    steps: int  # Steps a chunk of the derivative: a divisor of the number of steps.
-    skips: bool  # Whether the mask is a user's: else only of added steps, which read zeros.
+    steps: int  # Steps a chunk of the derivative; the last one run may lack some.
     reverse: bool
     unroll: int
 
 
 def steps_of_derivative(length: int, rows: Any) -> int:
-    """Steps a chunk of the derivative: a divisor of `length` if one is near, else it leaves a rest.
+    """Steps a chunk of the derivative.
 
     Args:
       length: steps in all, at least 1.
@@ -46,27 +45,33 @@ def steps_of_derivative(length: int, rows: Any) -> int:
     fewest, most = STEPS_PER_CHUNK
     wanted = ROWS_PER_CHUNK // max(rows, 1) if isinstance(rows, int) else fewest
     wanted = min(max(wanted, fewest), most, length)
-    near = [d for d in range((wanted + 1) // 2, 2 * wanted + 1) if length % d == 0]
-    evenly = -(-length // -(-length // wanted))  # The last chunk lacks as few as can be.
-    return min(near, key=lambda d: max(d / wanted, wanted / d), default=evenly)
+    return _even_steps(length, wanted, 2 * wanted)
 
 
-def steps_of_forward(plan: Plan, length: int, rows: Any, width: int) -> int:
-    """Steps a chunk of the forward pass: a divisor of `length` and a multiple of `plan.steps`.
+def steps_of_forward(plan: Plan, length: int, rows: Any, width: int, *, skips: bool) -> int:
+    """Steps a chunk of the forward pass.
 
     Args:
-      plan: `plan.steps` is a divisor of `length`, too.
-      length: steps in all.
+      plan: it has no fewer steps.
+      length: steps in all, at least 1.
       rows: rows of the batch; may be symbolic.
       width: features of the inputs' product.
+      skips: whether chunks of padding are left out.
     """
     if not isinstance(rows, int):
         return plan.steps
     most = PROJECTED_AT_ONCE // (max(rows, 16) * width)
-    if plan.skips:
+    if skips:
         most = min(most, STEPS_PER_CHUNK[1])
-    multiples = range(plan.steps, length + 1, plan.steps)
-    return max((m for m in multiples if length % m == 0 and m <= most), default=plan.steps)
+    wanted = min(max(most, plan.steps), length)
+    return _even_steps(length, wanted, wanted)
+
+
+def _even_steps(length: int, wanted: int, most: int) -> int:
+    """About `wanted`: a divisor of `length` if one is near, else the last chunk lacks some."""
+    near = [d for d in range((wanted + 1) // 2, most + 1) if length % d == 0]
+    evenly = -(-length // -(-length // wanted))  # The last chunk lacks as few as can be.
+    return min(near, key=lambda d: max(d / wanted, wanted / d), default=evenly)
 
 
 def split(leaf: jax.Array, steps: int) -> jax.Array:
@@ -77,6 +82,23 @@ def split(leaf: jax.Array, steps: int) -> jax.Array:
 def merge(leaf: jax.Array) -> jax.Array:
     """`(chunks, steps, ...)` to `(T, ...)`."""
     return leaf.reshape(leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])
+
+
+def lacking(length: int, steps: int) -> int:
+    """Steps that the last of the chunks run lacks."""
+    return -length % steps
+
+
+def fill_chunks(leaf: jax.Array, steps: int, reverse: bool) -> jax.Array:
+    """`(T, ...)` with zeros for the steps that the last of the chunks run lacks, after its own."""
+    count = lacking(len(leaf), steps)
+    where = (count, 0) if reverse else (0, count)
+    return jnp.pad(leaf, [where, *[(0, 0)] * (leaf.ndim - 1)]) if count else leaf
+
+
+def own_steps(leaf: jax.Array, length: int, reverse: bool) -> jax.Array:
+    """The inverse of `fill_chunks`: the first `length` steps that are run."""
+    return leaf[len(leaf) - length :] if reverse else leaf[:length]
 
 
 def chunks_to_run(mask: jax.Array, reverse: bool) -> tuple[jax.Array, jax.Array]:

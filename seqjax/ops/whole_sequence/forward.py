@@ -15,15 +15,22 @@ from seqjax.ops.gates import Gated, State, keeps_apart
 from seqjax.ops.masking import where_valid, zero_padding
 from seqjax.ops.precision import cast_like, project, widen
 from seqjax.ops.sharding import vary_like
-from seqjax.ops.whole_sequence.chunks import Plan, chunks_to_run, merge, split, steps_of_forward
+from seqjax.ops.whole_sequence.chunks import (
+    Plan,
+    chunks_to_run,
+    fill_chunks,
+    lacking,
+    split,
+    steps_of_forward,
+)
 
 
 class Residuals(NamedTuple):
-    """What the forward pass keeps for the derivative."""
+    """What the forward pass keeps for the derivative, in whole chunks."""
 
-    before: State | None  # Leaves (T, rows, features): the states that the steps start from.
-    hs: jax.Array  # (T, rows, features): h after every step, padding included.
-    saved: Saved | None  # Leaves (T, rows, hidden_size).
+    before: State | None  # Leaves (steps, rows, features): the states that the steps start from.
+    hs: jax.Array  # (steps, rows, features): h after every step, padding included.
+    saved: Saved | None  # Leaves (steps, rows, hidden_size).
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -60,16 +67,19 @@ def forward(
     Outputs are `hs` with zeros at padding.
     """
     length, rows, features = xs.shape
-    buffers = _buffers(plan, params, state, xs, mask, save=save)
-    steps = steps_of_forward(plan, length, rows, params.w_ih.shape[1])
-    chunks = length // steps
+    skips = mask is not None
+    steps = steps_of_forward(plan, length, rows, params.w_ih.shape[1], skips=skips)
+    chunks = -(-length // steps)
+    even = length % steps == 0
+    # Before it there is what the last of the chunks run lacks.
+    own_start = lacking(length, steps) if plan.reverse else 0
+    saved_start = lacking(length, plan.steps) if plan.reverse and save else 0
     order: jax.Array | None = None
     count: jax.Array | int = chunks
     if mask is not None:
-        mask = split(mask, steps)
-        if plan.skips:
-            order, count = chunks_to_run(mask, plan.reverse)
-    split_xs = xs.reshape(chunks, steps * rows, features)
+        whole_mask = split(fill_chunks(mask, steps, plan.reverse), steps)
+        order, count = chunks_to_run(whole_mask, plan.reverse)
+    flat_xs = xs.reshape(length * rows, features)
     bias = input_bias(plan.cell, widen(params))
 
     def run_chunk(index: Any, loop: Any) -> Any:
@@ -77,32 +87,31 @@ def forward(
             chunk = _at(order, index)
         else:
             chunk = chunks - 1 - index if plan.reverse else index
-        valid = None if mask is None else _at(mask, chunk)
-        padding = valid.ravel() if valid is not None and plan.skips else None
-        inputs = zero_padding(padding, _at(split_xs, chunk))
+        first = chunk * steps - own_start
+        # The chunk that lacks steps reads some of its neighbour's.
+        start = first if even else jnp.clip(first, 0, length - steps)
+        count = steps if even else steps - abs(first - start)
+        valid = None if mask is None else _cut(mask, start, steps)
+        inputs = _cut(flat_xs, start * rows, steps * rows)
+        inputs = zero_padding(None if valid is None else valid.ravel(), inputs)
         from_xs = barrier(project(inputs, params.w_ih))
 
         def run_step(index: Any, loop: Any) -> Any:
             state, residuals = loop
-            step = steps - 1 - index if plan.reverse else index
-            valid_step = None if valid is None else _at(valid, step)
-            from_x = lax.dynamic_slice_in_dim(
-                from_xs, step * rows, rows, allow_negative_indices=False
-            )
+            step = first + (steps - 1 - index if plan.reverse else index)
+            valid_step = None if valid is None else _at(valid, step - start)
+            from_x = _cut(from_xs, (step - start) * rows, rows)
             new_state, saved = _step(plan.cell, params, state, total(from_x, bias), valid_step)
-            h = zero_padding(valid_step, new_state.h) if plan.skips and not save else new_state.h
+            h = new_state.h if save else zero_padding(valid_step, new_state.h)
             values = Residuals(state, h, saved) if save else Residuals(None, h, None)
-            return new_state, jax.tree.map(_put(chunk, step), residuals, values)
+            return new_state, jax.tree.map(_put(step + saved_start), residuals, values)
 
-        return lax.fori_loop(0, steps, run_step, loop, unroll=min(plan.unroll, steps))
+        unroll = min(plan.unroll, steps) if even else None
+        return lax.fori_loop(0, count, run_step, loop, unroll=unroll)
 
-    buffers = jax.tree.map(lambda leaf: split(leaf, steps), buffers)
-    buffers = vary_like(buffers, (state, xs, mask))
-    loop = (state, buffers)
-    state, residuals = (
-        run_chunk(0, loop) if chunks == 1 else lax.fori_loop(0, count, run_chunk, loop)
-    )
-    return state, jax.tree.map(merge, residuals)
+    buffers = _buffers(plan, params, state, xs, save=save)
+    loop = (state, vary_like(buffers, (state, xs, mask)))
+    return run_chunk(0, loop) if chunks == 1 else lax.fori_loop(0, count, run_chunk, loop)
 
 
 def _save_plainly(
@@ -120,7 +129,11 @@ def _save_plainly(
         return new_state, Residuals(state, new_state.h, saved)
 
     from_xs = total(project(zero_padding(mask, xs), params.w_ih), bias)
-    return lax.scan(body, state, (from_xs, mask), reverse=plan.reverse)
+    state, residuals = lax.scan(body, state, (from_xs, mask), reverse=plan.reverse)
+    buffers = _buffers(plan, params, state, xs, save=True)
+    start = lacking(len(xs), plan.steps) if plan.reverse else 0
+    put = functools.partial(lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
+    return state, jax.tree.map(put, buffers, residuals)
 
 
 def input_bias(cell: Gated, params: Any) -> jax.Array | None:
@@ -154,49 +167,54 @@ def _at(array: jax.Array, index: Any) -> jax.Array:
     return lax.dynamic_index_in_dim(array, index, keepdims=False, allow_negative_indices=False)
 
 
-def _put(chunk: Any, step: Any) -> Any:
-    """Writes a value into a buffer at these indices of the two leading axes."""
-    indices = (jnp.asarray(chunk), jnp.asarray(step))
-    return lambda buffer, value: _put_along(0)(buffer, value, *indices)
+def _cut(array: jax.Array, start: Any, size: Any) -> jax.Array:
+    """`array[start : start + size]`, as `_at`."""
+    return lax.dynamic_slice_in_dim(array, start, size, allow_negative_indices=False)
+
+
+def _put(step: Any) -> Any:
+    """Writes a value into a buffer at this index of the leading axis."""
+    return lambda buffer, value: _put_along(0)(buffer, value, jnp.asarray(step))
 
 
 @functools.cache
 def _put_along(axis: int) -> Any:
     # Mapped by JAX's rule, an update becomes a scatter, even where all are at one index.
     @custom_vmap
-    def put(buffer: jax.Array, value: jax.Array, chunk: jax.Array, step: jax.Array) -> jax.Array:
-        start = [chunk if i == axis else step if i == axis + 1 else 0 for i in range(buffer.ndim)]
-        value = jnp.expand_dims(value, (axis, axis + 1))
-        return lax.dynamic_update_slice(buffer, value, start, allow_negative_indices=False)
+    def put(buffer: jax.Array, value: jax.Array, step: jax.Array) -> jax.Array:
+        return lax.dynamic_update_index_in_dim(
+            buffer, value, step, axis, allow_negative_indices=False
+        )
 
     @put.def_vmap
     def _put_mapped(axis_size: int, in_batched: Any, *args: jax.Array) -> Any:
-        *arrays, chunk, step = args
-        assert not any(in_batched[2:]), "chunks_to_run gives all mapped sequences one order"
+        *arrays, step = args
+        assert not in_batched[2], "chunks_to_run gives all mapped sequences one order"
         buffer, value = (
             array if batched else jnp.broadcast_to(array, (axis_size, *array.shape))
             for array, batched in zip(arrays, in_batched[:2], strict=True)
         )
-        return _put_along(axis + 1)(buffer, value, chunk, step), True
+        return _put_along(axis + 1)(buffer, value, step), True
 
     return put
 
 
-def _buffers(
-    plan: Plan, params: Any, state: State, xs: jax.Array, mask: jax.Array | None, *, save: bool
-) -> Residuals:
+def _buffers(plan: Plan, params: Any, state: State, xs: jax.Array, *, save: bool) -> Residuals:
     """What the loops write to.
 
-    Where chunks were left out, only `hs` is read for its values. But a second derivative passes by
-    what is saved there: one half, since `combine` may divide by a gate, or take its logarithm.
+    What is saved of steps that are not run is multiplied with zeros: one half, since `combine` may
+    divide by it, or take its logarithm.
     """
+    length = len(xs)
     if not save:
-        return Residuals(None, jnp.zeros((len(xs), *state.h.shape), state.h.dtype), None)
-    run = functools.partial(_save_plainly, plan)
-    _, (before, hs, saved) = jax.eval_shape(run, params, state, xs, mask)
+        return Residuals(None, jnp.zeros((length, *state.h.shape), state.h.dtype), None)
 
-    def filled_with(number: float, leaves: Any) -> Any:
-        return jax.tree.map(lambda leaf: jnp.full(leaf.shape, number, leaf.dtype), leaves)
+    def residuals_of_step(params: Any, state: State, xs: jax.Array) -> Residuals:
+        new_state, saved = _step(plan.cell, params, state, project(xs[0], params.w_ih), None)
+        return Residuals(state, new_state.h, saved)
 
-    before, hs = filled_with(0, (before, hs))
-    return Residuals(before, hs, filled_with(0.5, saved))
+    steps = length + lacking(length, plan.steps)
+    return jax.tree.map(
+        lambda leaf: jnp.full((steps, *leaf.shape), 0.5, leaf.dtype),
+        jax.eval_shape(residuals_of_step, params, state, xs),
+    )

@@ -22,7 +22,7 @@ from seqjax.ops.gates import Gated, State
 from seqjax.ops.masking import zero_padding
 from seqjax.ops.precision import cast_like
 from seqjax.ops.sharding import vary_like
-from seqjax.ops.whole_sequence.chunks import Plan, steps_of_derivative
+from seqjax.ops.whole_sequence.chunks import Plan, own_steps, steps_of_derivative
 from seqjax.ops.whole_sequence.forward import forward, forward_and_save
 from seqjax.ops.whole_sequence.tangents import tangents_of_run
 
@@ -58,16 +58,11 @@ def scan(
     xs = flat(1, xs)
     mask = None if mask is None else flat(1, mask)
 
-    steps = steps_of_derivative(length, rows)
-    plan = Plan(cell, steps, mask is not None, reverse, unroll)
-    if added := -length % steps:
-        # Masked, in place of another program compiled for the steps left over.
-        mask = jnp.ones((length, rows), bool) if mask is None else mask
-        xs, mask = (jnp.pad(a, [(0, added), *[(0, 0)] * (a.ndim - 1)]) for a in (xs, mask))
+    plan = Plan(cell, steps_of_derivative(length, rows), reverse, unroll)
     state, xs, mask = vary_like((state, xs, mask), (state, xs, mask, params))
     state, ys = _run(plan, params, state, xs, mask)
     back = functools.partial(_with_batch, (rows,), batch)
-    return cell.join_carry(jax.tree.map(functools.partial(back, 0), state)), back(1, ys[:length])
+    return cell.join_carry(jax.tree.map(functools.partial(back, 0), state)), back(1, ys)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -83,7 +78,7 @@ def _run_jvp(plan: Plan, primals: Any, tangents: Any) -> Any:
     params, _, xs, mask = primals
     new_state, residuals = forward_and_save(plan, *primals)
     d_values = tangents_of_run(plan, params, xs, mask, residuals, *tangents[:3])
-    values = new_state, zero_padding(mask if plan.skips else None, residuals.hs)
+    values = new_state, zero_padding(mask, own_steps(residuals.hs, len(xs), plan.reverse))
     return values, cast_like(d_values, values)
 
 

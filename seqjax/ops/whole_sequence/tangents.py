@@ -14,7 +14,15 @@ from seqjax.ops.gates import Gated, State, keeps_apart
 from seqjax.ops.masking import where_valid, zero_padding
 from seqjax.ops.precision import widen
 from seqjax.ops.sharding import vary_like
-from seqjax.ops.whole_sequence.chunks import Plan, active_chunks, merge, split
+from seqjax.ops.whole_sequence.chunks import (
+    Plan,
+    active_chunks,
+    fill_chunks,
+    lacking,
+    merge,
+    own_steps,
+    split,
+)
 from seqjax.ops.whole_sequence.forward import Residuals, input_bias, total
 
 
@@ -44,6 +52,10 @@ def tangents_of_run(
     w_hh = barrier(params.w_hh.T)
     w_hr = cell.projection(params)
 
+    # A mask holds the state over the steps added to the last chunk. Without one, they are run, and
+    # the final state is that before them.
+    lacks = mask is None and lacking(len(xs), plan.steps) > 0
+
     # Recomputed in the backward pass, chunk by chunk and step by step: what is kept between the
     # passes are the residuals alone, and not every factor of the derivative.
     remat = functools.partial(jax.checkpoint, prevent_cse=False)
@@ -57,7 +69,7 @@ def tangents_of_run(
             d_new = d_new._replace(h=total(d_new.h @ w_hr, d.of_m))
         if valid is not None:
             d_new = where_valid(valid, d_new, d_state)
-        return d_new, zero_padding(valid if plan.skips else None, d_new.h)
+        return d_new, (zero_padding(valid, d_new.h), d_new if lacks else None)
 
     @remat
     def run_chunk(d_state: State, inputs: Any) -> Any:
@@ -67,7 +79,7 @@ def tangents_of_run(
         # what enters it.
         factors = elementwise.factors(cell, chunk.saved, before, hs)
         m = None if w_hr is None else elementwise.hidden(cell, chunk.saved, before, hs)
-        x = widen(zero_padding(valid if plan.skips else None, x))
+        x = widen(zero_padding(valid, x))
         values = _values(cell, x, before.h, m, bias=params.b_ih is not None)
 
         def multiply(values: jax.Array, weights: jax.Array) -> jax.Array:
@@ -85,14 +97,22 @@ def tangents_of_run(
 
         def skip(d_state: State) -> Any:
             d_hs = jnp.zeros((plan.steps, *d_state.h.shape), d_state.h.dtype)
-            return d_state, vary_like(d_hs, like)
+            return d_state, (vary_like(d_hs, like), None)
 
         return run(d_state) if active is None else lax.cond(active, run, skip, d_state)
 
-    inputs = jax.tree.map(lambda leaf: split(leaf, plan.steps), (xs, d_xs, mask, residuals))
-    active = active_chunks(inputs[2]) if plan.skips else None
-    d_state, d_hs = lax.scan(run_chunk, d_state, (*inputs, active), reverse=plan.reverse)
-    return d_state, merge(d_hs)
+    def whole_chunks(leaf: jax.Array) -> jax.Array:
+        return split(fill_chunks(leaf, plan.steps, plan.reverse), plan.steps)
+
+    inputs = jax.tree.map(whole_chunks, (xs, d_xs, mask, residuals))
+    active = None if mask is None else active_chunks(inputs[2])
+    d_state, (d_hs, d_states) = lax.scan(
+        run_chunk, d_state, (*inputs, active), reverse=plan.reverse
+    )
+    if lacks:
+        last = lacking(len(xs), plan.steps) if plan.reverse else len(xs) - 1
+        d_state = jax.tree.map(lambda leaf: merge(leaf)[last], d_states)
+    return d_state, own_steps(merge(d_hs), len(xs), plan.reverse)
 
 
 class _Products(NamedTuple):
