@@ -19,7 +19,8 @@ from seqjax import cells
 from seqjax import module_arguments as arguments
 from seqjax.cells.base import Layer, Params
 from seqjax.cells.checks import abstract_params, check_params
-from seqjax.interop.torch import load_params, params_to_torch, torch_arguments, torch_kind
+from seqjax.interop.torch import load_params, params_to_torch
+from seqjax.interop.torch_modules import torch_arguments, torch_kind, weights_in_effect
 from seqjax.module_arguments import CellT, LSTMState, LSTMStateLike, State, StateLike, documented
 from seqjax.parameter_names import params_from_dict, params_to_dict
 
@@ -65,7 +66,7 @@ def torch_state_dict(module: _TorchModule, variables: Variables) -> dict[str, np
 
 
 def load_torch_state_dict(
-    module: _TorchModule, variables: Variables, state_dict: Mapping[str, Any]
+    module: _TorchModule, variables: Variables, state_dict: Mapping[str, Any], *, prefix: str = ""
 ) -> dict[str, Any]:
     """New variables with every weight from a PyTorch state dict, cast to the dtype of the old.
 
@@ -73,8 +74,11 @@ def load_torch_state_dict(
       module: a module of this file that PyTorch has too.
       variables: its variables, as for `torch_state_dict`.
       state_dict: arrays or tensors with exactly PyTorch's names and shapes for this module.
+      prefix: where a whole model's state dict has the module, for example `"encoder.rnn."`, with or
+        without the last dot; nothing else is read.
 
     Raises:
+      TypeError: it is no state dict.
       ValueError: entries are missing, unexpected or misshapen.
       TypeError, ValueError: the variables are of another module.
 
@@ -88,12 +92,14 @@ def load_torch_state_dict(
     True
     """
     params = _own_params(module.layer, variables["params"])
-    loaded = load_params(type(module).__name__, params, state_dict)
+    loaded = load_params(type(module).__name__, params, state_dict, prefix)
     return {**variables, "params": params_to_dict(loaded)}
 
 
 def from_torch(torch_module: Any) -> tuple[_TorchModule, dict[str, Any]]:
     """A module with the configuration and dtype of PyTorch's, and variables with its weights.
+
+    The weights are those in effect: normed, pruned or parametrized ones as in eval mode.
 
     Args:
       torch_module: an RNN, LSTM, GRU or one of their cells from `torch.nn`.
@@ -102,7 +108,8 @@ def from_torch(torch_module: Any) -> tuple[_TorchModule, dict[str, Any]]:
       `(module, variables)`.
 
     Raises:
-      TypeError: it is another kind of module.
+      TypeError: it is another kind of module, or quantised.
+      ValueError: its weights are on the meta device, or of several dtypes.
 
     >>> import importlib.util, jax.numpy as jnp, seqjax.linen
     >>> if importlib.util.find_spec("torch"):
@@ -116,7 +123,7 @@ def from_torch(torch_module: Any) -> tuple[_TorchModule, dict[str, Any]]:
     module = kind(**torch_arguments(torch_module, kind))
     params = module.layer.init(jax.random.key(0), module.param_dtype)
     variables = {"params": params_to_dict(params)}
-    return module, load_torch_state_dict(module, variables, torch_module.state_dict())
+    return module, load_torch_state_dict(module, variables, weights_in_effect(torch_module))
 
 
 def _own_params(layer: Layer, params: Mapping[str, Any]) -> Params:

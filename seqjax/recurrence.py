@@ -80,14 +80,14 @@ def scan(
     check_implementation(implementation)
     check_type("reverse", reverse, bool)
     check_type("remat", remat, bool)
-    xs = as_array(xs)
+    xs = as_array("xs", xs)
     if xs.ndim < 2:
         raise ValueError(
             f"xs should have at least 2 dimensions (T, *batch, features), got shape {xs.shape}"
         )
     params = check_input("xs", layer, params, xs)
     if mask is not None:
-        mask = as_array(mask)
+        mask = as_array("mask", mask)
         _check_mask(mask, xs)
     if carry is None:
         carry = initial_carry(layer, xs.shape[1:-1], xs.dtype)

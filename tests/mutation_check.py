@@ -444,6 +444,27 @@ MISTAKES = {
         "interop",
         "test_round_trip_of_params and lstm",
     ),
+    "torch weights as a call before has made them": Mistake(
+        "seqjax/interop/torch_modules.py",
+        "                hook(torch_module, ())\n",
+        "",
+        "interop",
+        "weights_in_effect and weight_norm and lstm_cell and Nnx",
+    ),
+    "torch module left in eval mode": Mistake(
+        "seqjax/interop/torch_modules.py",
+        "module.training = training",
+        "pass",
+        "interop",
+        "weights_in_effect and orthogonal and lstm_cell and Nnx",
+    ),
+    "a prefix without its dot": Mistake(
+        "seqjax/interop/state_dicts.py",
+        'return prefix + "." if prefix and not prefix.endswith(".") else prefix',
+        "return prefix",
+        "interop",
+        "test_prefix",
+    ),
     "training: the carry is not restored": Mistake(
         "examples/common/training.py",
         "self.carry = self._group.split_whole(carry, self._carry_axis)",
@@ -457,6 +478,20 @@ MISTAKES = {
         'self.epoch, self.step = position["epoch"], position["step"] + 1',
         "example_common",
         "test_run_goes_on_from_its_last_checkpoint",
+    ),
+    "training: no more epochs than before": Mistake(
+        "examples/common/training.py",
+        'may_change={"--epochs"}',
+        "may_change=()",
+        "example_common",
+        "test_more_epochs_go_on",
+    ),
+    "examples: a smoke run writes where the real one does": Mistake(
+        "examples/common/options.py",
+        'for mode in ("toy", "smoke")',
+        'for mode in ("toy",)',
+        "example_common",
+        "test_runs_of_other_kinds",
     ),
     "training: the last weights in place of the best": Mistake(
         "examples/common/training.py",

@@ -51,7 +51,7 @@ def check_step(
     layer: Layer, params: Params, carry: Carry, x: ArrayLike
 ) -> tuple[Params, Carry, jax.Array]:
     """What `layer.step` takes, made of what it is given: see `check_input` and `check_carry`."""
-    x = as_array(x)
+    x = as_array("x", x)
     if x.ndim < 1:
         raise ValueError("x should have at least 1 dimension (*batch, features), got shape ()")
     params = check_input("x", layer, params, x)
@@ -150,14 +150,14 @@ def check_carry(
     try:
         expected = abstract_carry(layer, batch_shape, dtype)
     except Exception:
-        return jax.tree.map(as_array, carry)
+        return jax.tree.map(functools.partial(as_array, "carry"), carry)
     expected_leaves, expected_structure = jax.tree.flatten(expected)
     if structure != expected_structure:  # type: ignore[operator]
         raise TypeError(
             f"carry should have the structure {expected_structure}, got: {structure}. "
             "layer.initial_carry(batch_shape, dtype) makes one"
         )
-    leaves = [as_array(leaf) for leaf in leaves]
+    leaves = [as_array("carry", leaf) for leaf in leaves]
     for index, (got, want) in enumerate(zip(leaves, expected_leaves, strict=True)):
         if got.shape != want.shape or got.dtype != want.dtype:
             path, _ = jax.tree.leaves_with_path(expected)[index]
@@ -168,9 +168,21 @@ def check_carry(
     return jax.tree.unflatten(structure, leaves)
 
 
-def as_array(value: ArrayLike) -> jax.Array:
-    """`jnp.asarray`, which takes its time for what is an array already."""
-    return value if isinstance(value, jax.Array) else jnp.asarray(value)
+def as_array(name: str, value: ArrayLike) -> jax.Array:
+    """`value`, which messages call `name`, as a JAX array.
+
+    Raises:
+      TypeError: it is PyTorch's PackedSequence, whose rows cannot be told from its steps.
+    """
+    if isinstance(value, jax.Array):  # To which `jnp.asarray` would do nothing, slowly.
+        return value
+    if type(value).__name__ == "PackedSequence":
+        raise TypeError(
+            f"{name} should be an array, got: PackedSequence. Pass the padded batch and lengths=, "
+            "as torch.nn.utils.rnn.pad_packed_sequence gives them; seqjax.scan takes "
+            "mask=seqjax.lengths_to_mask(lengths, T)"
+        )
+    return jnp.asarray(value)
 
 
 def key_name(entry: Any) -> str:
