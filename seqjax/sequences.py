@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.export import is_symbolic_dim
 from jax.typing import ArrayLike
 
 __all__ = ["lengths_to_mask", "mask_to_lengths", "pad_sequence", "unpad_sequence"]
@@ -19,7 +20,7 @@ def lengths_to_mask(lengths: ArrayLike, max_length: int, *, batch_first: bool = 
 
     Args:
       lengths: integers in [0, max_length], `(*batch,)`, sorted or not, traced or not.
-      max_length: T, number of steps with the padding.
+      max_length: T, number of steps with the padding; may be symbolic, as in `jax.export`.
       batch_first: put the time axis last, `(*batch, T)`, instead of first.
 
     Returns:
@@ -27,19 +28,22 @@ def lengths_to_mask(lengths: ArrayLike, max_length: int, *, batch_first: bool = 
 
     Raises:
       TypeError: the lengths are not integers, or max_length is not an int.
-      ValueError: a length is out of range (noticed where the lengths are concrete, not traced).
+      ValueError: a length is out of range (noticed where lengths and max_length are numbers, not
+        traced or symbolic).
 
     >>> lengths_to_mask([1, 3], 3).astype(int).tolist()
     [[1, 1], [0, 1], [0, 1]]
     >>> lengths_to_mask([1, 3], 3, batch_first=True).astype(int).tolist()
     [[1, 0, 0], [1, 1, 1]]
     """
-    max_length = operator.index(max_length)
+    if not is_symbolic_dim(max_length):
+        max_length = operator.index(max_length)
     checked = _integer_array(lengths)
     if isinstance(checked, np.ndarray):
         _check_range(checked, max_length)
     # Compared in int32: a length of a narrow or unsigned dtype neither overflows nor promotes.
-    mask = jnp.arange(max_length, dtype=jnp.int32) < checked.astype(jnp.int32)[..., None]
+    steps = jnp.expand_dims(jnp.arange(max_length, dtype=jnp.int32), tuple(range(checked.ndim)))
+    mask = steps < checked.astype(jnp.int32)[..., None]
     return mask if batch_first else jnp.moveaxis(mask, -1, 0)
 
 
@@ -187,8 +191,10 @@ def _integer_array(lengths: ArrayLike) -> np.ndarray | jax.Array:
     return array
 
 
-def _check_range(lengths: np.ndarray, max_length: int) -> None:
-    if lengths.size and (lengths.min() < 0 or lengths.max() > max_length):
+def _check_range(lengths: np.ndarray, max_length: Any) -> None:
+    """Whether a length is above a symbolic number of steps is not known."""
+    most = np.inf if is_symbolic_dim(max_length) else max_length
+    if lengths.size and (lengths.min() < 0 or lengths.max() > most):
         raise ValueError(
             f"lengths should be between 0 and the number of steps {max_length}, "
             f"got: min {lengths.min()} and max {lengths.max()}"
