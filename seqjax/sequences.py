@@ -38,7 +38,7 @@ def lengths_to_mask(lengths: ArrayLike, max_length: int, *, batch_first: bool = 
     """
     if not is_symbolic_dim(max_length):
         max_length = operator.index(max_length)
-    checked = _integer_array(lengths)
+    checked = integer_array(lengths)
     if isinstance(checked, np.ndarray):
         _check_range(checked, max_length)
     # Compared in int32: a length of a narrow or unsigned dtype neither overflows nor promotes.
@@ -66,7 +66,7 @@ def mask_to_lengths(mask: ArrayLike, *, batch_first: bool = False) -> jax.Array:
     >>> mask_to_lengths(lengths_to_mask([1, 3, 0], 3)).tolist()
     [1, 3, 0]
     """
-    mask = _concrete_or_traced(mask)
+    mask = concrete_or_traced(mask)
     if mask.dtype != jnp.bool_:
         raise TypeError(f"mask should be of dtype bool, got: {mask.dtype}")
     if mask.ndim == 0:
@@ -151,13 +151,13 @@ def unpad_sequence(
     >>> [row.tolist() for row in unpad_sequence(padded, [2, 3])]
     [[4, 5], [1, 2, 3]]
     """
-    padded = _concrete_or_traced(padded_sequences)
+    padded = concrete_or_traced(padded_sequences)
     if padded.ndim < 2:
         raise ValueError(
             "padded_sequences should have at least 2 dimensions (T, batch, *features), "
             f"got shape {padded.shape}"
         )
-    checked = _integer_array(lengths)
+    checked = integer_array(lengths)
     if not isinstance(checked, np.ndarray):
         raise TypeError(
             "unpad_sequence needs concrete lengths, got a traced array: lengths decide the shapes "
@@ -175,15 +175,15 @@ def unpad_sequence(
     return [jnp.asarray(row[:length]) for row, length in rows]
 
 
-def _concrete_or_traced(values: ArrayLike) -> np.ndarray | jax.Array:
+def concrete_or_traced(values: ArrayLike) -> np.ndarray | jax.Array:
     """A NumPy array whose values can be looked at, or a traced one whose values cannot."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values)):
         return jnp.asarray(values)
     return np.asarray(values)
 
 
-def _integer_array(lengths: ArrayLike) -> np.ndarray | jax.Array:
-    array = _concrete_or_traced(lengths)
+def integer_array(lengths: ArrayLike) -> np.ndarray | jax.Array:
+    array = concrete_or_traced(lengths)
     if array.size == 0:
         return array.astype(jnp.int32)  # To NumPy an empty list is one of floats.
     if not jnp.issubdtype(array.dtype, jnp.integer):
