@@ -1,5 +1,6 @@
 """Writing sequences token by token: sampling and beam search, over any model that steps."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from seqjax.decoding_arguments import (
 )
 from seqjax.ops.masking import where_valid
 from seqjax.ops.precision import accumulation_dtype, widen
+from seqjax.ops.sampling import draw
 
 __all__ = ["Beams", "Generation", "beam_search", "generate"]
 __dir__ = __all__.copy  # What dir() and tab completion show.
@@ -115,28 +117,26 @@ def generate(
     prompt, mask = check_prompt(prompt, prompt_lengths)
     batch = prompt.shape[1]
     max_tokens = at_least("max_tokens", max_tokens, 0)
-    temperature = check_numbers("temperature", temperature, batch, "at least 0", lambda t: t >= 0)
     if top_k is not None:
         top_k = at_least("top_k", top_k, 1)
-    if top_p is not None:
-        top_p = check_numbers("top_p", top_p, batch, "in (0, 1]", lambda p: (p > 0) & (p <= 1))
-    greedy = isinstance(temperature, np.ndarray) and not temperature.any()
-    if key is None and not greedy:
-        raise ValueError("generate needs a key to draw tokens with: pass key, or temperature=0.0")
     if key is not None:
         check_key(key)
     carry, axes, abstract_logits = check_model(step, carry, prompt, carry_axis)
     stop = check_stop(stop_token, prompt, abstract_logits.shape[1])
+    dtype = accumulation_dtype(abstract_logits.dtype)
+    check = functools.partial(check_numbers, batch=batch, dtype=dtype)
+    temperatures = check("temperature", temperature, "at least 0", lambda t: t >= 0)
+    share = None
+    if top_p is not None:
+        share = check("top_p", top_p, "in (0, 1]", lambda p: (p > 0) & (p <= 1))
+    greedy = isinstance(temperatures, np.ndarray) and not temperatures.any()
+    if key is None and not greedy:
+        raise ValueError("generate needs a key to draw tokens with: pass key, or temperature=0.0")
 
     def choose(index: jax.Array, logits: jax.Array) -> jax.Array:
-        likeliest = jnp.argmax(logits, axis=-1)
         if greedy or key is None:  # Checked above: without a key the temperature is 0.
-            return likeliest
-        divisor = _column(temperature, logits.dtype)
-        draws = divisor > 0
-        kept = _keep_likely(logits, jnp.where(draws, divisor, 1), top_k, top_p)
-        drawn = jax.random.categorical(jax.random.fold_in(key, index), kept)
-        return jnp.where(draws[:, 0], drawn, likeliest)
+            return jnp.argmax(logits, axis=-1)
+        return draw(jax.random.fold_in(key, index), logits, temperatures, top_k, share)
 
     def unfinished(loop: Any) -> jax.Array:
         index, _, ended, _ = loop
@@ -167,7 +167,7 @@ def generate(
         tokens=_blank(stop, shape, prompt.dtype),
         lengths=jnp.zeros(batch, jnp.int32),
         carry=carry,
-        log_probabilities=jnp.zeros(shape, accumulation_dtype(logits.dtype)),
+        log_probabilities=jnp.zeros(shape, dtype),
     )
     start = (jnp.int32(0), logits, jnp.zeros(batch, bool), written)
     return (lax.while_loop(unfinished, write_one, start) if max_tokens else start)[-1]
@@ -225,9 +225,6 @@ def beam_search(
     batch = prompt.shape[1]
     max_tokens = at_least("max_tokens", max_tokens, 0)
     num_beams = at_least("num_beams", num_beams, 1)
-    length_penalty = check_numbers(
-        "length_penalty", length_penalty, batch, "at least 0", lambda penalty: penalty >= 0
-    )
     carry, axes, abstract_logits = check_model(step, carry, prompt, carry_axis)
     vocabulary = abstract_logits.shape[1]
     if vocabulary < 2:
@@ -235,13 +232,16 @@ def beam_search(
             f"logits should be over at least 2 tokens, got shape: {abstract_logits.shape}"
         )
     stop = check_stop(stop_token, prompt, vocabulary)
+    dtype = accumulation_dtype(abstract_logits.dtype)
+    length_penalty = check_numbers(
+        "length_penalty", length_penalty, "at least 0", lambda p: p >= 0, batch=batch, dtype=dtype
+    )
     first_of_row = num_beams * jnp.arange(batch, dtype=jnp.int32)[:, None]
 
     def score(log_probability: jax.Array, length: ArrayLike) -> jax.Array:
-        dtype = log_probability.dtype
-        return log_probability / ((5 + jnp.asarray(length, dtype)) / 6) ** _column(
-            length_penalty, dtype
-        )
+        divisor = ((5 + jnp.asarray(length, dtype)) / 6) ** length_penalty
+        # What is impossible stays so, be the divisor infinite.
+        return jnp.where(jnp.isneginf(log_probability), -jnp.inf, log_probability / divisor)
 
     def unfinished(loop: Any) -> jax.Array:
         index, _, _, going_on, complete = loop
@@ -279,7 +279,6 @@ def beam_search(
 
     carry, logits = _read_prompt(step, carry, axes, abstract_logits, prompt, mask)
     shape = (max_tokens, batch, num_beams)
-    dtype = accumulation_dtype(logits.dtype)
     impossible = Beams(
         tokens=_blank(None if stop is None else stop[:, None], shape, prompt.dtype),
         lengths=jnp.zeros(shape[1:], jnp.int32),
@@ -312,36 +311,6 @@ def _take_beams(beams: Beams, where: jax.Array) -> Beams:
         return jnp.take_along_axis(leaf, jnp.expand_dims(where, over_time), axis=-1)
 
     return jax.tree.map(take, beams)
-
-
-def _keep_likely(
-    logits: jax.Array, temperature: jax.Array, top_k: int | None, top_p: ArrayLike | None
-) -> jax.Array:
-    """The logits divided by the temperature, -inf at tokens that are not to be drawn.
-
-    Tokens are compared before they are divided: a high temperature makes them equal.
-    """
-    if top_k is not None and top_k < logits.shape[-1]:
-        least = lax.top_k(logits, top_k)[0][..., -1:]
-        logits = jnp.where(logits < least, -jnp.inf, logits)
-    if top_p is not None:
-        # The likeliest is kept, however small the share.
-        smallest = jnp.finfo(logits.dtype).tiny  # type: ignore[no-untyped-call]
-        share = jnp.maximum(_column(top_p, logits.dtype), smallest)
-        descending = lax.top_k(logits, logits.shape[-1])[0]
-        probabilities = jax.nn.softmax(_temper(descending, temperature))
-        before = jnp.cumsum(probabilities, axis=-1) - probabilities
-        # All of them sum up to 1 but for rounding.
-        kept = (before < share) | (share >= 1)
-        least = jnp.min(descending, axis=-1, where=kept, initial=jnp.inf, keepdims=True)
-        logits = jnp.where(logits < least, -jnp.inf, logits)
-    return _temper(logits, temperature)
-
-
-def _temper(logits: jax.Array, temperature: jax.Array) -> jax.Array:
-    """`logits / temperature` but for a constant, -inf where they are at any temperature above 0."""
-    below_best = logits - logits.max(axis=-1, keepdims=True)  # Small temperatures: no overflow.
-    return jnp.where(jnp.isneginf(below_best), -jnp.inf, below_best / temperature)
 
 
 def _read_prompt(
@@ -380,9 +349,3 @@ def _take_rows(axes: Axes, carry: Any, rows: jax.Array) -> Any:
 def _blank(stop: jax.Array | None, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
     """Tokens before they are written: a row that ends early keeps its stop token."""
     return jnp.zeros(shape, dtype) if stop is None else jnp.broadcast_to(stop, shape)
-
-
-def _column(numbers: ArrayLike, dtype: DTypeLike) -> jax.Array:
-    """Numbers, one for all rows or one each, to compute with what is `(batch, n)`."""
-    with np.errstate(over="ignore"):  # Numbers too large for the dtype are infinite.
-        return jnp.asarray(numbers, dtype).reshape(-1, 1)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from seqjax.sequences import concrete_or_traced, integer_array, lengths_to_mask
 
@@ -104,20 +104,22 @@ def check_stop(stop_token: ArrayLike | None, prompt: jax.Array, vocabulary: int)
 def check_numbers(
     name: str,
     numbers: ArrayLike,
-    batch: int,
     expected: str,
     are_fine: Callable[[np.ndarray], np.ndarray],
-) -> np.ndarray | jax.Array:
-    """Real numbers, one for all rows or one each, that `are_fine` where they can be looked at."""
+    *,
+    batch: int,
+    dtype: DTypeLike,
+) -> Any:
+    """Numbers for all rows or one each, that `are_fine` if not traced, as `(1 or batch, 1)`."""
     array = concrete_or_traced(numbers)
-    kinds = (jnp.floating, jnp.integer)
-    if not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer)):
         raise TypeError(f"{name} should be a number, got: {numbers!r}")
     if array.shape not in ((), (batch,)):
         raise ValueError(f"{name} should have shape () or ({batch},), got: {array.shape}")
     if isinstance(array, np.ndarray) and not are_fine(array).all():
         raise ValueError(f"{name} should be {expected}, got: {numbers}")
-    return array
+    with np.errstate(over="ignore"):  # What is too large for the dtype is infinite.
+        return array.astype(dtype).reshape(-1, 1)
 
 
 def check_key(key: Any) -> None:

@@ -349,10 +349,13 @@ class TestBeamSearch:
         beams = seqjax.beam_search(model.step, model.carry(4), prompt, num_beams=1, **options)
         assert beams.tokens[..., 0].tolist() == greedy.tokens.tolist()
 
-    def test_fewer_sequences_than_beams(self, model: Model) -> None:
+    @pytest.mark.parametrize("length_penalty", [0.0, np.inf])
+    def test_fewer_sequences_than_beams(self, model: Model, length_penalty: float) -> None:
+        """All of one token, which no penalty changes."""
         beams = seqjax.beam_search(
-            model.step, model.carry(1), [[1]], max_tokens=1, num_beams=6, stop_token=STOP
-        )
+            model.step, model.carry(1), [[1]],
+            max_tokens=1, num_beams=6, stop_token=STOP, length_penalty=length_penalty,
+        )  # fmt: skip
         assert jnp.isfinite(beams.scores[0]).sum() == VOCABULARY
         assert sorted(beams.tokens[0, 0, :VOCABULARY].tolist()) == list(range(VOCABULARY))
         np.testing.assert_allclose(jnp.exp(beams.scores[0]).sum(), 1, atol=1e-5)
