@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax import export
 
 import seqjax
 import seqjax.nnx
@@ -565,8 +566,7 @@ def test_traced_top_p() -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_export_for_any_prompts(name: str) -> None:
     """Of any length and number, with numbers that are arguments of the program."""
-    export = pytest.importorskip("jax.export")
-    pytest.importorskip("flatbuffers")
+    pytest.importorskip("flatbuffers")  # What jax.export writes with.
 
     def run(prompt: Any, lengths: Any, number: Any) -> Any:
         options = {
@@ -581,7 +581,11 @@ def test_export_for_any_prompts(name: str) -> None:
     scope = export.SymbolicScope()
     shapes = [
         jax.ShapeDtypeStruct(export.symbolic_shape(shape, scope=scope), dtype)
-        for shape, dtype in (("length, batch", jnp.int32), ("batch", jnp.int32), ("batch", float))
+        for shape, dtype in (
+            ("length, batch", jnp.int32),
+            ("batch", jnp.int32),
+            ("batch", jnp.float32),
+        )
     ]
     exported = export.deserialize(export.export(jax.jit(run))(*shapes).serialize())
     rng = np.random.default_rng(1)
