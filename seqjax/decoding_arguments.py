@@ -57,7 +57,7 @@ def check_model(
     batch = prompt.shape[1]
     axes = _row_axes(carry, carry_axis, batch)
     result = jax.eval_shape(step, carry, prompt[0])
-    if not isinstance(result, tuple) or len(result) != 2:
+    if not isinstance(result, tuple | list) or len(result) != 2:
         raise TypeError(f"step should return (carry, logits), got: {type(result).__name__}")
     new_carry, logits = result
     if not isinstance(logits, jax.ShapeDtypeStruct):

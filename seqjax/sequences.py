@@ -1,5 +1,6 @@
 """Ragged sequences: lengths and masks, padding and unpadding."""
 
+import functools
 import operator
 from collections.abc import Iterable
 from types import ModuleType
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import max_dim
 from jax.export import is_symbolic_dim
 from jax.typing import ArrayLike
 
@@ -117,7 +119,7 @@ def pad_sequence(
     if padding_side not in ("left", "right"):
         raise ValueError(f"padding_side should be 'left' or 'right', got: {padding_side!r}")
     arrays, xp = _as_arrays(sequences)
-    longest = max(array.shape[0] for array in arrays)
+    longest = functools.reduce(max_dim, (array.shape[0] for array in arrays))
 
     def pad(array: Any) -> Any:
         missing = longest - array.shape[0]

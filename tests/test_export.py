@@ -175,6 +175,15 @@ def test_masks_and_lengths_of_any_number_of_steps() -> None:
         exported_for_any_steps(lambda xs: seqjax.lengths_to_mask([-1], xs.shape[0]), INPUTS)
 
 
+def test_padding_of_any_numbers_of_steps() -> None:
+    """Which of them is the longest is known when the program runs."""
+    shapes = [(f"{name}, 3", np.float32) for name in ("first", "second")]
+    exported = exported_for_any_steps(lambda *rows: seqjax.pad_sequence(rows), *shapes)
+    for steps in ((4, 2), (1, 5)):
+        rows = [cases.random_inputs((number, 3)) for number in steps]
+        np.testing.assert_array_equal(exported(*rows), seqjax.pad_sequence(rows))
+
+
 def test_what_needs_a_number_says_so() -> None:
     layer = cases.LAYERS["gru"]
     run = functools.partial(seqjax.scan, layer, cases.random_params(layer))
