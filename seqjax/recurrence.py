@@ -54,11 +54,13 @@ def scan(
         `seqjax.lengths_to_mask`.
       reverse: run from the last step to the first. Outputs stay at their own time.
       key: random key. Given, the run is training and dropout is drawn from it; None: no dropout.
-      unroll: steps per iteration of the loop, as in `jax.lax.scan`.
+      unroll: steps per iteration of the loop, as in `jax.lax.scan`; above 1 it needs a T that is a
+        number, not symbolic.
       implementation: "scan" (plain `jax.lax.scan`), "xla" (whole sequences with a derivative of its
         own, faster to train), or None for the best that applies.
       remat: in training, keep the state at every √T-th step and recompute the rest in the backward
-        pass: for one more forward pass, memory grows with √T but for inputs and outputs.
+        pass: for one more forward pass, memory grows with √T but for inputs and outputs. Of a
+        symbolic T, every 32nd is kept.
 
     Returns:
       `(carry, ys)`: the state after the last valid step, and the outputs

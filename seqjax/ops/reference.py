@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 from jax import lax
+from jax.export import is_symbolic_dim
 
 from seqjax.ops.masking import where_valid, zero_padding
 from seqjax.ops.precision import cast_like, widen
@@ -26,6 +27,12 @@ def scan(
     Every order and mode of derivative works. A step whose mask is off leaves the carry as it was
     and emits zeros; a reversed scan therefore starts at each row's last valid step by itself.
     """
+    steps = xs.shape[0]
+    if unroll > 1 and is_symbolic_dim(steps) and steps % unroll != 0:
+        raise ValueError(
+            f"unroll={unroll} needs a number of steps, or a symbolic one that it divides, such as "
+            f"'{unroll}*t', got: {steps}. Use unroll=1"
+        )
     # The gradient of the parameters is a sum over time, which the scan forms in the dtype in which
     # they enter it: 16-bit ones enter it widened. The step still sees their own dtype and values.
     # Inside of jax.shard_map the sum over devices belongs after the loop, not into each step.
