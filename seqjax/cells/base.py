@@ -15,6 +15,7 @@ from seqjax.ops import reference
 from seqjax.ops.dispatch import choose_implementation
 from seqjax.ops.masking import zero_padding
 from seqjax.ops.rematerialization import in_chunks
+from seqjax.ops.sharding import run_own_rows
 
 Carry = Any
 """A pytree of arrays `(*batch, features)`: the state between two steps."""
@@ -145,8 +146,8 @@ class Cell(Layer[ParamsT, CarryT]):
         del key  # A cell draws nothing; dropout sits between layers.
         run = functools.partial(self._choose(implementation, xs), reverse=reverse, unroll=unroll)
         if remat:
-            return in_chunks(run, params, carry, xs, mask=mask, reverse=reverse)
-        return run(params, carry, xs, mask=mask)
+            run = functools.partial(in_chunks, run, reverse=reverse)
+        return run_own_rows(run, params, carry, xs, mask)
 
     def _choose(self, implementation: str | None, xs: jax.Array) -> Callable[..., Any]:
         """What runs the cell over `xs`: `(params, carry, xs, mask, reverse, unroll)`."""

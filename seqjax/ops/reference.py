@@ -42,15 +42,4 @@ def scan(
         return new_carry, y
 
     carry = vary_like(carry, (carry, xs, mask, params))
-    carry = _reshard_as_result(body, carry, (xs, mask))
     return lax.scan(body, carry, (xs, mask), reverse=reverse, unroll=unroll)
-
-
-def _reshard_as_result(body: Callable[..., Any], carry: Any, inputs: Any) -> Any:
-    """The carry sharded as `body` returns it, where a mesh with explicit axes makes that a type."""
-    if not jax.sharding.get_abstract_mesh().explicit_axes:
-        return carry
-    first_inputs = jax.tree.map(lambda leaf: leaf[0], inputs)
-    result, _ = jax.eval_shape(body, carry, first_inputs)
-    reshard: Callable[..., jax.Array] = jax.sharding.reshard
-    return jax.tree.map(lambda leaf, like: reshard(leaf, like.sharding.spec), carry, result)

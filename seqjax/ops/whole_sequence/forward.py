@@ -69,7 +69,7 @@ def forward(
         mask = split(mask, steps)
         if plan.skips:
             order, count = chunks_to_run(mask, plan.reverse)
-    split_xs = xs.reshape(chunks, steps * rows, features)
+    split_xs = split(xs.reshape(length * rows, features), steps * rows)
     bias = input_bias(plan.cell, widen(params))
 
     def run_chunk(index: Any, loop: Any) -> Any:
