@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from seqjax.ops.masking import where_valid
 from seqjax.ops.precision import widen
+from seqjax.ops.sharding import around_steps
 from seqjax.sequences import lengths_to_mask
 
 __all__ = ["Beams", "Generation", "beam_search", "generate"]
@@ -38,6 +39,7 @@ class Beams(NamedTuple):
     scores: jax.Array  # (batch, num_beams); -inf where there are fewer sequences than beams
 
 
+@around_steps(tokens=1, lengths=0)
 def generate(
     step: Step,
     carry: Any,
@@ -136,6 +138,7 @@ def generate(
     return Generation(tokens, lengths, carry)
 
 
+@around_steps(tokens=1, lengths=0, scores=0)
 def beam_search(
     step: Step,
     carry: Any,

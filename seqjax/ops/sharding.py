@@ -3,13 +3,26 @@
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AbstractMesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import (
+    AbstractMesh,
+    AxisType,
+    NamedSharding,
+    PartitionSpec,
+    explicit_axes,
+    get_abstract_mesh,
+    use_abstract_mesh,
+)
+
+# JAX gives them no types.
+P: Callable[..., PartitionSpec] = PartitionSpec
+reshard: Callable[..., Any] = jax.sharding.reshard
+
+Decode = TypeVar("Decode", bound=Callable[..., Any])
 
 
 def run_own_rows(
@@ -32,7 +45,7 @@ def run_own_rows(
     specs = [_spec(leaf)[1 : batch + 1] for leaf in jax.tree.leaves((xs, mask))]
     specs += [_spec(leaf)[:batch] for leaf in jax.tree.leaves(carry)]
     rows = next((spec for spec in specs if any(spec)), ())
-    in_specs = P(), P(*rows), P(None, *rows), P(None, *rows)  # type: ignore[no-untyped-call]
+    in_specs = P(), P(*rows), P(None, *rows), P(None, *rows)
     axes = {
         axis
         for leaf in jax.tree.leaves((params, carry, xs, mask))
@@ -41,7 +54,7 @@ def run_own_rows(
         if axis is not None
     }
     if not axes:  # Arrays made on the way get the mesh that the others have in their types.
-        with jax.sharding.use_abstract_mesh(mesh):
+        with use_abstract_mesh(mesh):
             return run(params, carry, xs, mask=mask)
 
     def run_shard(params: Any, carry: Any, xs: Any, mask: Any) -> tuple[Any, jax.Array]:
@@ -56,8 +69,9 @@ def run_own_rows(
 
 def explicit_mesh(tree: Any) -> AbstractMesh | None:
     """The mesh with explicit axes that the arrays are on, or the context's; None: there is none."""
-    meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(tree)]
-    meshes.append(jax.sharding.get_abstract_mesh())
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+    meshes = [jax.typeof(array).sharding.mesh for array in arrays]
+    meshes.append(get_abstract_mesh())
     return next((mesh for mesh in meshes if mesh.explicit_axes), None)
 
 
@@ -76,7 +90,7 @@ def vary_like(tree: Any, like: Any) -> Any:
     a loop as invariant and leave it as varying; or, by `jax.vmap` over an explicit axis, enter it
     as replicated and leave it sharded. Nothing changes elsewhere.
     """
-    mesh = jax.sharding.get_abstract_mesh()
+    mesh = get_abstract_mesh()
     if not (mesh.manual_axes or mesh.explicit_axes):
         return tree
     # A select between twice the same value takes on its predicate's axes; XLA removes it.
@@ -85,9 +99,79 @@ def vary_like(tree: Any, like: Any) -> Any:
     return jax.tree.map(lambda leaf: lax.select(predicate, leaf, leaf), tree)
 
 
-def _spec(array: jax.Array) -> P:
+def around_steps(**row_axes: int) -> Callable[[Decode], Decode]:
+    """Lets `decode(step, carry, prompt, **options)` take rows that are sharded over explicit axes.
+
+    `step` is the user's and sees the types that it would see without. Around it explicit axes are
+    automatic: XLA shards what is there, and the results get back the types of the step's own.
+
+    Args:
+      row_axes: by the names of the results, except "carry", which of their axes is the rows'.
+    """
+
+    def decorate(decode: Any) -> Any:
+        @functools.wraps(decode)
+        def run(step: Any, carry: Any, prompt: Any, **options: Any) -> Any:
+            mesh = explicit_mesh((carry, prompt))
+            if mesh is None:
+                return decode(step, carry, prompt, **options)
+            arrays = {
+                name: value for name, value in options.items() if isinstance(value, jax.Array)
+            }
+
+            @jax.jit  # Outside of it, no axis can be made automatic.
+            def run_on_mesh(carry: Any, prompt: Any, arrays: Any) -> Any:
+                run = functools.partial(decode, **options)
+                return _run_around(run, step, carry, prompt, arrays, row_axes, mesh)
+
+            return run_on_mesh(carry, prompt, arrays)
+
+        return run
+
+    return decorate
+
+
+def _run_around(
+    decode: Any,
+    step: Any,
+    carry: Any,
+    prompt: Any,
+    arrays: Any,
+    row_axes: dict[str, int],
+    mesh: AbstractMesh,
+) -> Any:
+    axes = mesh.explicit_axes
+    automatic = mesh.update_axis_types(dict.fromkeys(axes, AxisType.Auto))
+
+    @functools.cache  # Found at the first step, when `decode` has checked its arguments.
+    def specs() -> tuple[Any, Any]:
+        with use_abstract_mesh(mesh):
+            shapes = jax.eval_shape(lambda: step(carry, prompt[0]))
+        new_carry, logits = jax.tree.map(_spec, shapes)
+        return new_carry, logits[0]
+
+    def typed_step(carry: Any, token: jax.Array) -> Any:
+        carry_specs, rows = specs()
+        run = explicit_axes(step, axes=axes, in_sharding=(carry_specs, P(rows)))
+        return run(carry, token)
+
+    with use_abstract_mesh(automatic):
+        inputs = _reshard((carry, prompt, arrays), NamedSharding(automatic, P()))
+        result = decode(typed_step, *inputs[:2], **inputs[2])
+    carry_specs, rows = specs()
+    result_specs = {name: P(*[None] * axis, rows) for name, axis in row_axes.items()}
+    with use_abstract_mesh(mesh):
+        return type(result)(
+            **{
+                name: reshard(value, (result_specs | {"carry": carry_specs})[name])
+                for name, value in result._asdict().items()
+            }
+        )
+
+
+def _spec(array: jax.Array) -> PartitionSpec:
     return jax.typeof(array).sharding.spec
 
 
 def _reshard(tree: Any, sharding: NamedSharding) -> Any:
-    return jax.sharding.reshard(tree, sharding)  # type: ignore[no-untyped-call]
+    return reshard(tree, sharding)
