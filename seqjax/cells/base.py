@@ -145,7 +145,9 @@ class Cell(Layer[ParamsT, CarryT]):
     ) -> tuple[CarryT, jax.Array]:
         del key  # A cell draws nothing; dropout sits between layers.
         run = functools.partial(self._choose(implementation, xs), reverse=reverse, unroll=unroll)
-        if remat:
+        if xs.shape[0] == 0:  # No loop that nothing enters: XLA stumbles over some.
+            run = functools.partial(reference.no_steps, self.step)
+        elif remat:
             run = functools.partial(in_chunks, run, reverse=reverse)
         return run_own_rows(run, params, carry, xs, mask)
 

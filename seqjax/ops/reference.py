@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from seqjax.ops.masking import where_valid, zero_padding
@@ -43,3 +44,18 @@ def scan(
 
     carry = vary_like(carry, (carry, xs, mask, params))
     return lax.scan(body, carry, (xs, mask), reverse=reverse, unroll=unroll)
+
+
+def no_steps(
+    step: Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]],
+    params: Any,
+    carry: Any,
+    xs: jax.Array,
+    *,
+    mask: jax.Array | None,
+) -> tuple[Any, jax.Array]:
+    """What `scan` gives of a sequence of length 0: the carry as it came, and no outputs."""
+    del mask
+    x = jax.eval_shape(lambda: jnp.zeros(xs.shape[1:], xs.dtype))
+    _, y = jax.eval_shape(step, params, carry, x)
+    return carry, jnp.zeros((0, *y.shape), y.dtype)

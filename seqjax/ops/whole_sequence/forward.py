@@ -69,7 +69,8 @@ def forward(
         mask = split(mask, steps)
         if plan.skips:
             order, count = chunks_to_run(mask, plan.reverse)
-    split_xs = split(xs.reshape(length * rows, features), steps * rows)
+    # In two: reshaped so at once, no array would do that vmap maps over an explicit mesh axis.
+    split_xs = split(xs, steps).reshape(chunks, steps * rows, features)
     bias = input_bias(plan.cell, widen(params))
 
     def run_chunk(index: Any, loop: Any) -> Any:
