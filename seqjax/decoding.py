@@ -24,6 +24,7 @@ from seqjax.decoding_arguments import (
 from seqjax.ops.masking import where_valid
 from seqjax.ops.precision import accumulation_dtype, widen
 from seqjax.ops.sampling import draw
+from seqjax.ops.sharding import around_steps
 
 __all__ = ["Beams", "Generation", "beam_search", "generate"]
 __dir__ = __all__.copy  # What dir() and tab completion show.
@@ -56,6 +57,7 @@ class Beams(NamedTuple):
     log_probabilities: jax.Array  # (max_tokens, batch, num_beams); after a stop token, 0
 
 
+@around_steps(tokens=1, lengths=0, log_probabilities=1)
 def generate(
     step: Step,
     carry: Any,
@@ -173,6 +175,7 @@ def generate(
     return (lax.while_loop(unfinished, write_one, start) if max_tokens else start)[-1]
 
 
+@around_steps(tokens=1, lengths=0, scores=0, log_probabilities=1)
 def beam_search(
     step: Step,
     carry: Any,

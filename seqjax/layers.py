@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from seqjax.cells.base import Carry, Layer, Params, check_layer, exportable, run_layer
+from seqjax.ops.sharding import shard_like
 
 __all__ = ["Bidirectional", "BidirectionalCarry", "BidirectionalParams", "Stack"]
 __dir__ = __all__.copy  # What dir() and tab completion show.
@@ -243,5 +244,5 @@ def _drop(key: jax.Array, values: jax.Array, rate: float) -> jax.Array:
         return values
     if rate == 1:  # No scale makes up for it, and 1 / (1 - rate) would be NaN in the gradient.
         return jnp.zeros_like(values)
-    keep = jax.random.bernoulli(key, 1 - rate, values.shape)
+    keep = shard_like(jax.random.bernoulli(key, 1 - rate, values.shape), values)
     return jnp.where(keep, values / (1 - rate), jnp.zeros_like(values))

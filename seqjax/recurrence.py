@@ -103,8 +103,12 @@ def scan(
 
 # Compiled here, too, so that a call outside jit, or its gradient, compiles once. Not inlined into
 # what calls it: the gradient of an inlined loop would compile anew every time.
+# Arguments that nothing is computed from, where there are no steps, still say on which devices.
 @functools.partial(
-    jax.jit, static_argnums=0, static_argnames=("reverse", "unroll", "implementation", "remat")
+    jax.jit,
+    static_argnums=0,
+    static_argnames=("reverse", "unroll", "implementation", "remat"),
+    keep_unused=True,
 )
 def _scan(
     layer: Layer,

@@ -50,7 +50,7 @@ def generate(layer: seqjax.Layer, params: Any, carry: Any, x: Any) -> Any:
     """The input for each of two rows' tokens."""
     return seqjax.generate(
         lambda carry, token: layer.step(params, carry, x),
-        carry, [[0, 0]], max_tokens=1, temperature=0.0,
+        carry, [[0, 0]], max_tokens=1, temperature=0.0, carry_axis=0,
     )  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def beam_search(layer: seqjax.Layer, params: Any, carry: Any, x: Any) -> Any:
     def step(carry: Any, token: jax.Array) -> Any:
         return layer.step(params, carry, x[: len(token)])
 
-    return seqjax.beam_search(step, carry, [[0, 0]], max_tokens=1, num_beams=1)
+    return seqjax.beam_search(step, carry, [[0, 0]], max_tokens=1, num_beams=1, carry_axis=0)
 
 
 DOORS = [scan, step, jitted_step, generate, beam_search]

@@ -16,6 +16,7 @@ from seqjax.ops import reference
 from seqjax.ops.dispatch import choose_implementation
 from seqjax.ops.masking import zero_padding
 from seqjax.ops.rematerialization import in_chunks
+from seqjax.ops.sharding import run_own_rows
 
 Carry = Any
 """A pytree of arrays `(*batch, features)`: the state between two steps."""
@@ -158,9 +159,11 @@ class Cell(Layer[ParamsT, CarryT]):
     ) -> tuple[CarryT, jax.Array]:
         del key  # A cell draws nothing; dropout sits between layers.
         run = functools.partial(self._choose(implementation, xs), reverse=reverse, unroll=unroll)
-        if remat:
-            return in_chunks(run, params, carry, xs, mask=mask, reverse=reverse)
-        return run(params, carry, xs, mask=mask)
+        if xs.shape[0] == 0:  # No loop that nothing enters: XLA stumbles over some.
+            run = functools.partial(reference.no_steps, self.step)
+        elif remat:
+            run = functools.partial(in_chunks, run, reverse=reverse)
+        return run_own_rows(run, params, carry, xs, mask)
 
     def _choose(self, implementation: str | None, xs: jax.Array) -> Callable[..., Any]:
         """What runs the cell over `xs`: `(params, carry, xs, mask, reverse, unroll)`."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.export import is_symbolic_dim
 
@@ -49,15 +50,19 @@ def scan(
         return new_carry, y
 
     carry = vary_like(carry, (carry, xs, mask, params))
-    carry = _reshard_as_result(body, carry, (xs, mask))
     return lax.scan(body, carry, (xs, mask), reverse=reverse, unroll=unroll)
 
 
-def _reshard_as_result(body: Callable[..., Any], carry: Any, inputs: Any) -> Any:
-    """The carry sharded as `body` returns it, where a mesh with explicit axes makes that a type."""
-    if not jax.sharding.get_abstract_mesh().explicit_axes:
-        return carry
-    first_inputs = jax.tree.map(lambda leaf: leaf[0], inputs)
-    result, _ = jax.eval_shape(body, carry, first_inputs)
-    reshard: Callable[..., jax.Array] = jax.sharding.reshard
-    return jax.tree.map(lambda leaf, like: reshard(leaf, like.sharding.spec), carry, result)
+def no_steps(
+    step: Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]],
+    params: Any,
+    carry: Any,
+    xs: jax.Array,
+    *,
+    mask: jax.Array | None,
+) -> tuple[Any, jax.Array]:
+    """What `scan` gives of a sequence of length 0: the carry as it came, and no outputs."""
+    del mask
+    x = jax.eval_shape(lambda: jnp.zeros(xs.shape[1:], xs.dtype))
+    _, y = jax.eval_shape(step, params, carry, x)
+    return carry, jnp.zeros((0, *y.shape), y.dtype)
