@@ -19,6 +19,7 @@ import cases
 import contract
 import jax
 import numpy as np
+import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from test_recurrence import LeakyMean
@@ -360,6 +361,20 @@ def check_decoding(
             contract.assert_close(jax.device_get(got), expected)
 
 
+def check_bad_step(mesh: Any) -> None:
+    """On a mesh, too, it is this library that says what is wrong with a step."""
+    mesh = explicit_mesh(data=DEVICES)
+    carry = place(mesh, np.zeros((ROWS, 4)), BATCH)
+    prompt = place(mesh, np.ones((3, ROWS), int), TIME_BATCH)
+    logits = np.zeros((ROWS, 5))
+    for step, message in (
+        (lambda carry, token: ((carry, carry), logits), "a carry of the same structure"),
+        (lambda carry, token: (carry, logits[0, 0]), "logits of shape"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            seqjax.generate(step, carry, prompt, max_tokens=3, temperature=0.0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Doubled(seqjax.Layer):
     """A layer of one's own: another one, of inputs twice as large."""
@@ -447,6 +462,7 @@ CHECKS = {
     "no steps, scan": functools.partial(check_no_steps, implementation="scan"),
     "no steps, xla": functools.partial(check_no_steps, implementation="xla"),
     "no steps, remat": functools.partial(check_no_steps, remat=True),
+    "decoding with a bad step": check_bad_step,
     "vmap over a sharded axis": check_mapped_axis,
     "axes that shard_map leaves": check_axes_left_by_shard_map,
     **{
