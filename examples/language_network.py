@@ -98,7 +98,7 @@ class LanguageModel(nnx.Module):
         output, state = self.recurrent(inputs, state, mask=mask, rngs=keys[1], **evaluating)
         output = self.dropout(output, rngs=keys[2], **evaluating)
         if self.readout is None:
-            return self.embedding.attend(output) + self.bias[...], state
+            return self.embedding.attend(output) + self.bias[...][None, None], state
         return self.readout(output), state
 
     def initial_state(self, batch_size: int) -> Any:

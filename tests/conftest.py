@@ -1,4 +1,4 @@
-"""Settings for every test: no promotion of dtypes or ranks, quick compilation, 64-bit types on request."""
+"""Settings for every test: nothing is promoted, quick compilation, 64-bit types on request."""
 
 import gc
 import os

@@ -14,6 +14,7 @@ from flax import nnx
 import seqjax
 import seqjax.linen
 import seqjax.nnx
+from seqjax.ops.precision import add_bias
 from seqjax.parameter_names import params_to_dict
 
 SHELLS = ("nnx", "linen")
@@ -146,7 +147,8 @@ class LeakyCell(seqjax.Cell):
 
     def step(self, params: Any, carry: Any, x: jax.Array) -> tuple[Any, jax.Array]:
         decay, dense = (params[name] for name in self.names)
-        h = decay * carry["h"] + jnp.tanh(x @ dense["kernel"] + dense["bias"])
+        h = jnp.tanh(add_bias(x @ dense["kernel"], dense["bias"]))
+        h += jnp.einsum("i,...i->...i", decay, carry["h"])
         return {"h": h}, h
 
 

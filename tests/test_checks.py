@@ -354,7 +354,7 @@ class Decay(seqjax.Cell):
 
     def step(self, params: Any, carry: Any, x: jax.Array, gain: float = 1.0) -> Any:
         """Decays."""
-        carry = params["rate"] * carry + gain * x
+        carry = jnp.einsum("i,...i->...i", params["rate"], carry) + gain * x
         return carry, carry
 
 
@@ -432,7 +432,7 @@ class TestCellsOfOnesOwn:
     def test_what_else_its_step_takes(self) -> None:
         params, carry, x = arguments(Decay())
         new, _ = Decay().step(params, carry, x=x, gain=2.0)
-        np.testing.assert_allclose(new, params["rate"] * carry + 2 * x, rtol=1e-6)
+        np.testing.assert_allclose(new, params["rate"][None] * carry + 2 * x, rtol=1e-6)
 
     @scan_and_step
     def test_asked_once(self, door: Door) -> None:

@@ -221,7 +221,7 @@ class TestGenerate:
         jax.effects_barrier()
         assert got.lengths.tolist() == [3, 4, 5]
         assert got.tokens[:5, 0].tolist() == [1, 1, 7, 7, 7]
-        assert (got.tokens[5:] == jnp.array([7, 8, 9])).all()
+        assert (got.tokens[5:] == jnp.array([[7, 8, 9]])).all()
         assert len(steps) == 1 + 5
 
     def test_states_of_a_module(self) -> None:

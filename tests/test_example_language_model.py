@@ -150,7 +150,9 @@ def test_tied_embeddings_are_one_array_with_one_gradient():
         """With `table` given, the ends are two arrays: it reads out, the model's embeds."""
         inputs = model.embedding(tokens)
         hidden, _ = model.recurrent(inputs)
-        scores = model(tokens)[0] if table is None else hidden @ table.T + model.bias[...]
+        scores = (
+            model(tokens)[0] if table is None else hidden @ table.T + model.bias[...][None, None]
+        )
         return optax.softmax_cross_entropy_with_integer_labels(scores, targets).sum()
 
     @nnx.jit

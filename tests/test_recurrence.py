@@ -233,7 +233,9 @@ class LeakyMean(seqjax.Cell):
 
     def step(self, params: Any, carry: Any, x: jax.Array) -> tuple[Any, jax.Array]:
         self.calls.append(1)
-        mean = (1 - self.rate) * carry["mean"] + self.rate * params["scale"] * x
+        mean = (1 - self.rate) * carry["mean"] + self.rate * jnp.einsum(
+            "i,...i->...i", params["scale"], x
+        )
         return {"mean": mean}, mean
 
 
@@ -259,7 +261,7 @@ class Cumulative(seqjax.Layer):
     def run(
         self, params: Any, carry: Any, xs: jax.Array, *, mask: Any, reverse: bool, **_: Any
     ) -> tuple[Any, jax.Array]:
-        sums = carry + lax.cumsum(xs, reverse=reverse)
+        sums = carry[None] + lax.cumsum(xs, reverse=reverse)
         ys = sums if mask is None else jnp.where(mask[..., None], sums, 0)
         return carry + xs.sum(axis=0), ys
 
@@ -314,11 +316,12 @@ class TestTracing:
         cell.calls.clear()
         run = functools.partial(seqjax.scan, mask=contract.MASK)
         run(cell, *case[:3])
+        run(cell, *case[:2])  # From zeros, which is a program of its own.
         first = len(cell.calls)
         assert first > 0
         run(cell, *case[:3])
         run(cell, case.params, 2 * case.xs, None)
-        run(cell, case.params, case.xs, mask=~contract.MASK)
+        run(cell, case.params, case.xs, case.carry, mask=~contract.MASK)
         run(dataclasses.replace(cell), *case[:3])
         assert len(cell.calls) == first
 

@@ -34,7 +34,7 @@ class Model(nnx.Module):
 
     def __call__(self, input: jax.Array, lengths: Any) -> jax.Array:
         output, _ = self.layer(input, lengths=lengths)
-        return output @ self.head_weight[...].T + self.head_bias[...]
+        return output @ self.head_weight[...].T + self.head_bias[...][None, None]
 
 
 @pytest.fixture(autouse=True, scope="module")

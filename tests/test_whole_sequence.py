@@ -174,7 +174,7 @@ class TestPaddingIsNotComputed:
         """Sequences of different lengths, one by one and mapped."""
         cell = CELLS["gru"]
         case = contract.make_case(cell, (ROWS,), 20)
-        mask = jnp.arange(20)[:, None] < jnp.array([20, 0, 7])
+        mask = jnp.arange(20)[:, None] < jnp.array([[20, 0, 7]])
 
         def loss(params: Any, xs: Any, mask: Any) -> jax.Array:
             return jnp.sin(seqjax.scan(cell, params, xs, mask=mask, implementation="xla")[1]).sum()

@@ -45,7 +45,7 @@ class Adding(Task):
         first = jax.random.randint(mark_keys[0], (batch_size,), 0, half)
         second = jax.random.randint(mark_keys[1], (batch_size,), half, self.length)
         steps = jnp.arange(self.length)[:, None]
-        marks = (steps == first) | (steps == second)
+        marks = (steps == first[None]) | (steps == second[None])
         total = jnp.sum(numbers, axis=0, where=marks)
         inputs = jnp.stack([numbers, marks.astype(numbers.dtype)], axis=-1)
         targets = jnp.broadcast_to(total, numbers.shape)

@@ -47,7 +47,7 @@ def predict(
     weights = jax.tree.map(lambda array: array.astype(compute), params.cell)
     _, states = seqjax.scan(cell, weights, inputs.astype(compute), mask=mask)
     # Not in 16 bits: the loss is exact where only the recurrence has them.
-    return states.astype(params.weight.dtype) @ params.weight + params.bias
+    return states.astype(params.weight.dtype) @ params.weight + params.bias[None, None]
 
 
 def mean_loss(outputs: jax.Array, batch: Batch) -> jax.Array:

@@ -51,7 +51,7 @@ class Parity(Task):
         bits = jax.random.randint(bits_key, (longest, batch_size), 0, 2)
         lengths = jax.random.randint(lengths_key, (batch_size,), shortest, longest + 1)
         mask = seqjax.lengths_to_mask(lengths, longest)
-        counts = mask if self.every_step else jnp.arange(longest)[:, None] == lengths - 1
+        counts = mask if self.every_step else jnp.arange(longest)[:, None] == lengths[None] - 1
         return Batch(jax.nn.one_hot(bits, 2), jnp.cumsum(bits, axis=0) % 2, counts, mask)
 
     def evaluate(self, predict: Predict, seed: int) -> dict[str, float]:

@@ -128,7 +128,7 @@ class Cell(Layer[ParamsT, CarryT]):
     ...         return self.input_size
     ...
     ...     def init(self, key, dtype=jnp.float32):
-    ...         return {"rate": jax.random.uniform(key, (self.input_size,), dtype)}
+    ...         return {"rate": jax.random.uniform(key, (), dtype)}
     ...
     ...     def initial_carry(self, batch_shape=(), dtype=jnp.float32):
     ...         return jnp.zeros((*batch_shape, self.input_size), dtype)
