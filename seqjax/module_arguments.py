@@ -101,6 +101,10 @@ class ModuleArguments:
         """The parameters, which each library's modules hold in its way."""
         raise NotImplementedError
 
+    @property
+    def _compute_dtype(self) -> DTypeLike:
+        return self.param_dtype if self.dtype is None else self.dtype
+
 
 @dataclasses.dataclass(eq=False, repr=False, kw_only=True)
 class SequenceArguments(ModuleArguments):
@@ -161,9 +165,29 @@ class RecurrentArguments(SequenceArguments):
         """
         return self._run(input, carry, deterministic, lengths=lengths, mask=mask)
 
+    def initial_state(self, batch_shape: "tuple[int, ...]" = ()) -> "Carry":
+        """What `carry=None` means: `layer.initial_carry` for inputs in the dtype to compute in.
+
+        Args:
+          batch_shape: the input's, without time and features; () for one sequence.
+
+        Returns:
+          The state, in the structure and dtypes that a call gives it back in.
+
+        Raises:
+          TypeError: `batch_shape` is not a tuple.
+
+        >>> import seqjax, seqjax.linen
+        >>> recurrent = seqjax.linen.Recurrent(seqjax.LSTMCell(3, 5))
+        >>> carry = recurrent.initial_state((2,))
+        >>> carry.h.shape, carry.c.shape
+        ((2, 5), (2, 5))
+        """
+        return torch_shape.zero_carry(self.layer, batch_shape, self._compute_dtype)
+
 
 @dataclasses.dataclass(eq=False, repr=False)
-class TorchArguments(ModuleArguments):
+class TorchArguments(ModuleArguments, Generic[State]):
     """What modules take that PyTorch has, too."""
 
     input_size: int
@@ -177,14 +201,36 @@ class TorchArguments(ModuleArguments):
         names = self._kind.__dataclass_fields__.keys() & self.__dataclass_fields__.keys()
         return self._kind(**{name: getattr(self, name) for name in names})
 
+    def initial_state(self, batch_shape: "tuple[int, ...]" = ()) -> "State":
+        """What `hx=None` means: zeros, to start `jax.lax.scan` or `seqjax.generate` from.
+
+        Args:
+          batch_shape: `(batch,)`, or () for input without batch.
+
+        Returns:
+          The state, in the structure, layout and dtypes that a call gives it back in: `dtype`, or
+          else `param_dtype`; an LSTM's c in float32 where that is a 16-bit one.
+
+        Raises:
+          TypeError, ValueError: `batch_shape` is not a tuple, or has more than one entry.
+
+        >>> import jax.numpy as jnp, seqjax.linen
+        >>> lstm = seqjax.linen.LSTM(10, 20, num_layers=2, dtype=jnp.bfloat16)
+        >>> h, c = lstm.initial_state((3,))
+        >>> h.shape, h.dtype.name, c.dtype.name
+        ((2, 3, 20), 'bfloat16', 'float32')
+        """
+        name = type(self).__name__
+        return torch_shape.zero_state(name, self.layer, batch_shape, self._compute_dtype)
+
 
 @dataclasses.dataclass(eq=False, repr=False)
-class _Sizes(TorchArguments):
+class _Sizes(TorchArguments[State]):
     num_layers: int = 1
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class LayerArguments(_Sizes, SequenceArguments, Generic[StateLike, State]):
+class LayerArguments(_Sizes[State], SequenceArguments, Generic[StateLike, State]):
     """The arguments that `RNN`, `LSTM` and `GRU` share."""
 
     bias: bool = True
@@ -262,12 +308,12 @@ def _level_of_user() -> int:
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class _SizesAndNonlinearity(_Sizes):
+class _SizesAndNonlinearity(_Sizes[State]):
     nonlinearity: str = "tanh"
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class RNNArguments(LayerArguments[ArrayLike, jax.Array], _SizesAndNonlinearity):
+class RNNArguments(LayerArguments[ArrayLike, jax.Array], _SizesAndNonlinearity[jax.Array]):
     """The arguments of `RNN`; this order of bases puts `nonlinearity` where PyTorch has it."""
 
     _kind = cells.RNNCell
@@ -293,7 +339,7 @@ class GRUArguments(LayerArguments[ArrayLike, jax.Array]):
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class CellArguments(TorchArguments, Generic[CellT, StateLike, State]):
+class CellArguments(TorchArguments[State], Generic[CellT, StateLike, State]):
     """The arguments that `RNNCell`, `LSTMCell` and `GRUCell` share."""
 
     bias: bool = True

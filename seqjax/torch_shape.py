@@ -159,6 +159,24 @@ def apply_cell(
     return _without_names(carry)
 
 
+def zero_carry(layer: Layer, batch_shape: tuple[int, ...], dtype: DTypeLike) -> Carry:
+    """What `apply_recurrent` starts from where it is given no carry."""
+    if not isinstance(batch_shape, tuple):
+        raise TypeError(
+            "batch_shape should be a tuple, such as (4,) for 4 rows or () for one sequence, "
+            f"got: {batch_shape!r}"
+        )
+    return initial_carry(layer, batch_shape, jnp.dtype(dtype))
+
+
+def zero_state(name: str, layer: Layer, batch_shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+    """What `apply_stack` and `apply_cell` start from where `hx` is None, as they would take it."""
+    carry = zero_carry(layer, batch_shape, dtype)
+    if len(batch_shape) > 1:
+        raise ValueError(f"{name}: batch_shape should be (batch,) or (), got: {batch_shape}")
+    return _join_state(carry) if isinstance(layer, Stack) else _without_names(carry)
+
+
 # Compiled for calls outside jit, as `scan` is.
 @functools.partial(jax.jit, static_argnums=0)
 def _step(cell: Cell, params: Params, carry: Carry, x: jax.Array) -> tuple[Carry, jax.Array]:

@@ -86,6 +86,11 @@ def nnx_modules(rngs: nnx.Rngs, x: jax.Array) -> None:
     assert_type(seqjax.nnx.RNNCell(3, 5, True, "relu", rngs=rngs)(x, h_n), jax.Array)
     assert_type(lstm.layer, seqjax.Stack)
     assert_type(seqjax.nnx.LSTMCell(3, 5, rngs=rngs).layer, seqjax.LSTMCell)
+    assert_type(lstm.initial_state((2,)), tuple[jax.Array, jax.Array])
+    assert_type(seqjax.nnx.LSTMCell(3, 5, rngs=rngs).initial_state(), tuple[jax.Array, jax.Array])
+    assert_type(seqjax.nnx.GRU(3, 5, rngs=rngs).initial_state((2,)), jax.Array)
+    assert_type(seqjax.nnx.RNNCell(3, 5, rngs=rngs).initial_state((2,)), jax.Array)
+    lstm.initial_state(2)  # type: ignore[arg-type]
     assert_type(lstm.hidden_size, int)
     assert_type(lstm.rngs, nnx.RngStream | None)
     seqjax.nnx.Recurrent(seqjax.GRUCell(3, 5), batch_first=True, rngs=rngs)
@@ -119,6 +124,11 @@ def linen_modules(x: jax.Array) -> None:
     assert_type(seqjax.linen.RNNCell(3, 5, True, "relu")(x, h_n), jax.Array)
     assert_type(lstm.layer, seqjax.Stack)
     assert_type(seqjax.linen.LSTMCell(3, 5).layer, seqjax.LSTMCell)
+    assert_type(lstm.initial_state((2,)), tuple[jax.Array, jax.Array])
+    assert_type(seqjax.linen.LSTMCell(3, 5).initial_state(), tuple[jax.Array, jax.Array])
+    assert_type(seqjax.linen.GRU(3, 5).initial_state((2,)), jax.Array)
+    assert_type(seqjax.linen.RNNCell(3, 5).initial_state((2,)), jax.Array)
+    lstm.initial_state(2)  # type: ignore[arg-type]
     assert_type(lstm.hidden_size, int)
     seqjax.linen.Recurrent(seqjax.GRUCell(3, 5), batch_first=True, name="gru")
 
