@@ -12,12 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
-from flax.core import Scope
-from jax.typing import ArrayLike, DTypeLike
+from flax.core import Scope, unfreeze
+from jax.typing import ArrayLike
 
 from seqjax import cells
 from seqjax import module_arguments as arguments
-from seqjax.cells.base import Layer, Params, abstract_params
+from seqjax.cells.base import Params, abstract_params
+from seqjax.initial_parameters import draw
 from seqjax.interop.torch import load_params, params_to_torch, torch_arguments, torch_kind
 from seqjax.module_arguments import CellT, LSTMState, LSTMStateLike, State, StateLike, documented
 from seqjax.parameter_names import params_from_dict, params_to_dict
@@ -57,7 +58,7 @@ def torch_state_dict(module: _TorchModule, variables: Variables) -> dict[str, np
     >>> seqjax.linen.torch_state_dict(gru, variables)["weight_ih_l0"].shape
     (15, 3)
     """
-    return params_to_torch(params_from_dict(module.layer, variables["params"]))
+    return params_to_torch(_params_without_boxes(module, variables))
 
 
 def load_torch_state_dict(
@@ -82,9 +83,10 @@ def load_torch_state_dict(
     >>> bool((gru.apply(variables, x)[0] == gru.apply(trained, x)[0]).all())
     True
     """
-    params = params_from_dict(module.layer, variables["params"])
-    loaded = load_params(type(module).__name__, params, state_dict)
-    return {**variables, "params": params_to_dict(loaded)}
+    params = _params_without_boxes(module, variables)
+    loaded = params_to_dict(load_params(type(module).__name__, params, state_dict))
+    boxes = {name: unfreeze(variables["params"][name]) for name in loaded}
+    return {**variables, "params": nn.meta.replace_boxed(boxes, loaded)}
 
 
 def from_torch(torch_module: Any) -> tuple[_TorchModule, dict[str, Any]]:
@@ -114,15 +116,9 @@ def from_torch(torch_module: Any) -> tuple[_TorchModule, dict[str, Any]]:
     return module, load_torch_state_dict(module, variables, torch_module.state_dict())
 
 
-_traced_once = jax.jit(lambda layer, key, dtype: layer.init(key, dtype), static_argnums=(0, 2))
-
-
-def _draw(key: jax.Array, layer: Layer, dtype: DTypeLike, name: str) -> Any:
-    # Flax traces the initializer of every parameter at every call, to compare shapes. What is drawn
-    # is not compiled as one: that takes longer than array by array, many of which have one shape.
-    traced = isinstance(key, jax.core.Tracer)
-    params = _traced_once(layer, key, dtype) if traced else layer.init(key, dtype)
-    return params_to_dict(params)[name]
+def _params_without_boxes(module: _TorchModule, variables: Variables) -> Params:
+    """The parameters; of those that Flax's metadata is boxed with, the arrays."""
+    return params_from_dict(module.layer, nn.meta.unbox(variables["params"]))
 
 
 class _Parameters(nn.Module, arguments.ModuleArguments):
@@ -137,10 +133,20 @@ class _Parameters(nn.Module, arguments.ModuleArguments):
 
     @nn.nowrap
     def _params(self) -> Params:
-        layer, dtype = self.layer, self.param_dtype
-        names = params_to_dict(abstract_params(layer))
-        params = {name: self.param(name, _draw, layer, dtype, name) for name in names}
-        return params_from_dict(layer, params)
+        layer = self.layer
+        abstract = params_to_dict(abstract_params(layer))
+        drawn: dict[str, Any] = {}
+
+        def init(key: jax.Array, name: str) -> Any:
+            if self.has_variable("params", name):  # Flax only compares shapes.
+                return jax.tree.map(
+                    lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), abstract[name]
+                )
+            if not drawn:  # All at once, with the key of the first.
+                drawn.update(draw(layer, key, self.param_dtype, self._initializers, jax.tree.map))
+            return drawn[name]
+
+        return params_from_dict(layer, {name: self.param(name, init, name) for name in abstract})
 
 
 class _OverSequences(_Parameters, arguments.SequenceArguments, kw_only=True):

@@ -22,6 +22,12 @@ Args:
   dtype: dtype to compute in, to which input, state and weights are cast; None: theirs, which
     must be the same.
   param_dtype: dtype of the weights.
+  kernel_init: initializer `(key, shape, dtype) -> array`, as in `jax.nn.initializers` or
+    `seqjax.initializers`, of each gate's part of the input weights w_ih, `(input_size,
+    hidden_size)`. Flax's `with_partitioning` may wrap it, and names the axes of all gates side by
+    side. None: as the layer draws it, and all weights of other names: PyTorch's distribution.
+  recurrent_kernel_init: the same of the recurrent weights w_hh, and of a projection w_hr.
+  bias_init: the same of the biases b_ih and b_hh, which are added: each at once for all gates.
   implementation: as in `seqjax.scan`.
   remat: as in `seqjax.scan`.
   deterministic: True turns dropout off; given here or in the call.
@@ -33,6 +39,7 @@ import inspect
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import jax
@@ -42,6 +49,7 @@ from jax.typing import ArrayLike, DTypeLike
 from seqjax import cells, torch_shape
 from seqjax.cells.base import Carry, Cell, Layer, Params, check_layer, check_positive, check_type
 from seqjax.cells.rnn import check_nonlinearity
+from seqjax.initial_parameters import WEIGHTS, check_initializers
 from seqjax.layers import Stack, check_dropout
 
 State = TypeVar("State")
@@ -50,6 +58,9 @@ StateLike = TypeVar("StateLike")
 """What it takes for a state: NumPy's arrays, too."""
 LSTMState = tuple[jax.Array, jax.Array]
 LSTMStateLike = tuple[ArrayLike, ArrayLike]
+
+Initializer = Callable[..., Any]
+"""`(key, shape, dtype)` to an array, or to Flax's box around it."""
 
 CellT = TypeVar("CellT", bound=Cell)
 Module = TypeVar("Module", bound="ModuleArguments")
@@ -86,6 +97,9 @@ class ModuleArguments:
 
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer | None = None
+    recurrent_kernel_init: Initializer | None = None
+    bias_init: Initializer | None = None
 
     if TYPE_CHECKING:  # A field of `Recurrent`; a property of the others, each with its own type.
 
@@ -94,12 +108,18 @@ class ModuleArguments:
 
     # With an underscore, as every method here: `nnx.tabulate` compiles a module's public ones.
     def _check(self) -> None:
-        """Raises for arguments that do not make a layer."""
-        _ = self.layer
+        """Raises for arguments that do not make a layer, or parameters for it."""
+        check_initializers(self.layer, self._initializers)
 
     def _params(self) -> Params:
         """The parameters, which each library's modules hold in its way."""
         raise NotImplementedError
+
+    @property
+    def _initializers(self) -> dict[str, Initializer]:
+        """Those that are given."""
+        given = {name: getattr(self, name) for name in WEIGHTS}
+        return {name: value for name, value in given.items() if value is not None}
 
     @property
     def _compute_dtype(self) -> DTypeLike:
@@ -138,6 +158,7 @@ class RecurrentArguments(SequenceArguments):
     def _check(self) -> None:
         check_layer("layer", self.layer)
         check_type("batch_first", self.batch_first, bool)
+        super()._check()
 
     def __call__(
         self,

@@ -7,7 +7,7 @@ those of `seqjax.linen`, for example `layers_0/forward/w_ih`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self, TypeVar, dataclass_transform
 
 import jax
@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 
 from seqjax import module_arguments as arguments
 from seqjax.cells.base import Carry, Params
+from seqjax.initial_parameters import draw
 from seqjax.interop.torch import load_params, params_to_torch, torch_arguments, torch_kind
 from seqjax.module_arguments import LSTMState, LSTMStateLike, State, StateLike, documented
 from seqjax.parameter_names import params_from_dict, params_to_dict
@@ -36,6 +37,13 @@ def _module(cls: type[Module]) -> type[Module]:
     return module
 
 
+def _in_box(function: Callable[..., jax.Array], *boxes: Any) -> Any:
+    """`function` of what `nnx.with_metadata` and its like have put into boxes, in such a box."""
+    if not isinstance(boxes[0], nnx.VariableMetadata):
+        return function(*boxes)
+    return dataclasses.replace(boxes[0], raw_value=function(*(box.raw_value for box in boxes)))
+
+
 @nnx.dataclass(eq=False)
 class _Parameters(nnx.Module, arguments.ModuleArguments):
     """The parameters of one layer of the core, as `nnx.Param`s under their names."""
@@ -43,8 +51,11 @@ class _Parameters(nnx.Module, arguments.ModuleArguments):
     rngs: dataclasses.InitVar[nnx.Rngs] = dataclasses.field(kw_only=True)
 
     def __post_init__(self, rngs: nnx.Rngs) -> None:
-        params = self.layer.init(rngs.params(), self.param_dtype)
-        for name, tree in params_to_dict(params).items():
+        initializers = self._initializers
+        for name in initializers:
+            setattr(self, name, None)  # Functions kept would make graphs of equal modules differ.
+        params = draw(self.layer, rngs.params(), self.param_dtype, initializers, _in_box)
+        for name, tree in params.items():
             if hasattr(type(self), name) or name in vars(self):
                 raise ValueError(
                     f"the layer has a parameter {name!r}, but {type(self).__name__} has an "
@@ -217,6 +228,10 @@ class _TorchCell(_TorchWeights):
     >>> h.shape
     (3, 20)
     """
+
+    def __post_init__(self, rngs: nnx.Rngs) -> None:
+        self._check()
+        super().__post_init__(rngs)
 
 
 @_module

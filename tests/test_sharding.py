@@ -1,4 +1,4 @@
-"""Data parallelism: a batch spread over devices gives what one device gives.
+"""A batch, or an LSTM's gates, spread over devices give what one device gives.
 
 Devices have to be made before JAX starts, so the test runs this file as a program of its own.
 """
@@ -17,10 +17,14 @@ import cases
 import contract
 import jax
 import numpy as np
+from flax import linen as nn
+from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import seqjax
+import seqjax.linen
+import seqjax.nnx
 from seqjax.ops.dispatch import IMPLEMENTATIONS
 
 DEVICES = 4
@@ -166,6 +170,55 @@ def check_explicit_mesh(layer: seqjax.Layer, mesh: Any) -> None:
     contract.assert_close(jax.device_get((carry, ys)), jax.device_get(expected))
 
 
+def check_annotated_nnx(layer: seqjax.Layer, mesh: Any) -> None:
+    """An LSTM's gates over devices, where nothing but its initializers speaks of devices."""
+    xs = cases.random_inputs((3, 2, layer.input_size))
+
+    def make(**options: Any) -> seqjax.nnx.Recurrent:
+        return seqjax.nnx.Recurrent(layer, rngs=nnx.Rngs(0), **options)
+
+    run = nnx.jit(lambda module, xs: module(xs))
+    expected = run(make(**INITIALIZERS), xs)
+    with jax.set_mesh(mesh):
+        module = make(**annotated(nnx.with_partitioning))
+        got = run(module, xs)
+    for name, spec in GATES.items():
+        array = getattr(module, name)[...]
+        assert array.sharding.is_equivalent_to(NamedSharding(mesh, spec), array.ndim), name
+    contract.assert_close(jax.device_get(got), jax.device_get(expected))
+
+
+def check_annotated_linen(layer: seqjax.Layer, mesh: Any) -> None:
+    xs = cases.random_inputs((3, 2, layer.input_size))
+    key = jax.random.key(0)
+    plain = seqjax.linen.Recurrent(layer, **INITIALIZERS)
+    expected = plain.apply(plain.init(key, xs), xs)
+    module = seqjax.linen.Recurrent(layer, **annotated(nn.with_partitioning))
+    shardings = nn.get_sharding(jax.eval_shape(module.init, key, xs), mesh)
+    variables = jax.jit(module.init, out_shardings=shardings)(key, xs)
+    for name, spec in GATES.items():
+        array = variables["params"][name].value
+        assert array.sharding.is_equivalent_to(NamedSharding(mesh, spec), array.ndim), name
+    got = jax.jit(module.apply)(variables, xs)
+    contract.assert_close(jax.device_get(got), jax.device_get(expected))
+
+
+GATES = {"w_ih": P(None, "data"), "w_hh": P(None, "data"), "b_ih": P("data"), "b_hh": P("data")}
+INITIALIZERS = {
+    "kernel_init": jax.nn.initializers.lecun_normal(),
+    "recurrent_kernel_init": jax.nn.initializers.orthogonal(),
+    "bias_init": seqjax.initializers.forget_bias(),
+}
+
+
+def annotated(with_partitioning: Any) -> dict[str, Any]:
+    """The initializers, each with the axes of `GATES`."""
+    return {
+        name: with_partitioning(init, ("data",) if name == "bias_init" else (None, "data"))
+        for name, init in INITIALIZERS.items()
+    }
+
+
 LSTM = cases.LAYERS["lstm"]
 BIDIRECTIONAL = cases.LAYERS["stack_bidirectional"]
 CHECKS = {
@@ -187,6 +240,8 @@ CHECKS = {
     "no collective in a loop of second derivatives": functools.partial(
         check_no_collective_in_a_loop, LSTM, implementation="xla", order=2
     ),
+    "annotations in NNX": functools.partial(check_annotated_nnx, LSTM),
+    "annotations in Linen": functools.partial(check_annotated_linen, LSTM),
     "plain jit": functools.partial(check_plain_jit, LSTM),
     "explicit mesh": functools.partial(check_explicit_mesh, BIDIRECTIONAL),
 }
@@ -200,10 +255,11 @@ def main() -> None:
     if len(jax.devices()) != DEVICES:
         sys.exit(f"expected {DEVICES} devices, got {jax.devices()}")
     mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    gates = jax.make_mesh((2,), ("data",), axis_types=mesh.axis_types, devices=jax.devices()[:2])
     problems = {}
     for name, check in CHECKS.items():
         try:
-            check(mesh=mesh)
+            check(mesh=gates if name.startswith("annotations") else mesh)
         except Exception:  # The test reports it; the other checks still run.
             problems[name] = traceback.format_exc()
     print(json.dumps(problems))

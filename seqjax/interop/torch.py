@@ -132,7 +132,7 @@ def params_from_torch(state_dict: Mapping[str, Any], dtype: DTypeLike | None = N
 
 
 def load_params(name: str, params: Params, state_dict: Mapping[str, Any]) -> Params:
-    """Parameters like `params` in structure, shapes and dtype, with a state dict's values.
+    """Parameters like `params` in structure, shapes, dtype and devices, with a state dict's values.
 
     Args:
       name: what they are loaded into, for the message.
@@ -157,7 +157,8 @@ def load_params(name: str, params: Params, state_dict: Mapping[str, Any]) -> Par
             )
     if problems:
         raise ValueError(f"Error(s) in loading state_dict for {name}:\n\t" + "\n\t".join(problems))
-    return params_from_torch(arrays, jax.tree.leaves(params)[0].dtype)
+    loaded = params_from_torch(arrays, jax.tree.leaves(params)[0].dtype)
+    return jax.tree.map(_put_where, params, loaded)
 
 
 def torch_kind(torch_module: Any, kinds: Iterable[str]) -> str:
@@ -202,6 +203,11 @@ def to_numpy(value: Any) -> np.ndarray:
             return value.float().numpy().astype(jnp.bfloat16)
         return value.numpy()
     return np.asarray(value)
+
+
+def _put_where(old: Any, new: jax.Array) -> jax.Array:
+    """The new array on the devices of the old one, if that was put there and is no NumPy array."""
+    return jax.device_put(new, old.sharding) if getattr(old, "committed", False) else new
 
 
 def _cell_to_torch(params: Any, suffix: str) -> dict[str, np.ndarray]:
