@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from seqjax.cells.base import Layer, abstract_params
+from seqjax.cells.base import Layer
+from seqjax.cells.checks import abstract_params
 from seqjax.parameter_names import params_to_dict
 
 WEIGHTS = {

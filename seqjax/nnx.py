@@ -18,7 +18,8 @@ from jax.typing import ArrayLike
 from seqjax import module_arguments as arguments
 from seqjax.cells.base import Carry, Params
 from seqjax.initial_parameters import draw
-from seqjax.interop.torch import load_params, params_to_torch, torch_arguments, torch_kind
+from seqjax.interop.torch import load_params, params_to_torch
+from seqjax.interop.torch_modules import torch_arguments, torch_kind, weights_in_effect
 from seqjax.module_arguments import LSTMState, LSTMStateLike, State, StateLike, documented
 from seqjax.parameter_names import params_from_dict, params_to_dict
 
@@ -84,33 +85,39 @@ class _TorchWeights(_Parameters):
         """
         return params_to_torch(self.params)
 
-    def load_torch_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_torch_state_dict(self, state_dict: Mapping[str, Any], *, prefix: str = "") -> None:
         """Sets every weight from a PyTorch state dict, cast to the module's own dtype.
 
         Args:
           state_dict: arrays or tensors with exactly PyTorch's names and shapes for this module.
+          prefix: where a whole model's state dict has the module, for example `"encoder.rnn."`,
+            with or without the last dot; nothing else is read.
 
         Raises:
+          TypeError: it is no state dict.
           ValueError: entries are missing, unexpected or misshapen; nothing is changed then.
         """
-        params = load_params(type(self).__name__, self.params, state_dict)
+        params = load_params(type(self).__name__, self.params, state_dict, prefix)
         nnx.update(self, params_to_dict(params))
 
     @classmethod
     def from_torch(cls, torch_module: Any, *, rngs: nnx.Rngs | None = None) -> Self:
         """A module with the configuration, weights, dtype and training mode of PyTorch's.
 
+        The weights are those in effect: normed, pruned or parametrized ones as in eval mode.
+
         Args:
           torch_module: the `torch.nn` module of the same name.
           rngs: where dropout draws from; None means `nnx.Rngs(0)`.
 
         Raises:
-          TypeError: it is another kind of module.
+          TypeError: it is another kind of module, or quantised.
+          ValueError: its weights are on the meta device, or of several dtypes.
         """
         torch_kind(torch_module, [cls.__name__])
         draws = nnx.Rngs(0) if rngs is None else rngs
         module = cls(**torch_arguments(torch_module, cls), rngs=draws)
-        module.load_torch_state_dict(torch_module.state_dict())
+        module.load_torch_state_dict(weights_in_effect(torch_module))
         module.set_attributes(deterministic=not torch_module.training, raise_if_not_found=False)
         return module
 

@@ -12,14 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from seqjax.cells.base import (
-    Carry,
-    Cell,
-    Layer,
-    Params,
-    abstract_carry,
-    initial_carry,
-)
+from seqjax.cells.base import Carry, Cell, Layer, Params
+from seqjax.cells.checks import abstract_carry, as_array, initial_carry
 from seqjax.layers import Bidirectional, BidirectionalCarry, Stack
 from seqjax.recurrence import scan
 from seqjax.sequences import lengths_to_mask
@@ -66,7 +60,7 @@ def apply_recurrent(
       dtype: dtype to compute in; None means the input's, which the parameters must then have.
       implementation, remat: as in `seqjax.scan`.
     """
-    params, xs = _in_compute_dtype(name, params, jnp.asarray(input), dtype)
+    params, xs = _in_compute_dtype(name, params, as_array(f"{name}: input", input), dtype)
     if batch_first and xs.ndim > 1:
         xs = jnp.moveaxis(xs, -2, 0)
     time_major_mask = _time_major_mask(lengths, mask, xs.shape[:-1], batch_first)
@@ -102,7 +96,7 @@ def apply_stack(
     Returns:
       `output, h_n` or `output, (h_n, c_n)`.
     """
-    input = jnp.asarray(input)
+    input = as_array(f"{name}: input", input)
     if input.ndim not in (2, 3):
         raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.ndim}D instead")
     time_axis = 1 if batch_first and input.ndim == 3 else 0
@@ -141,7 +135,7 @@ def apply_cell(
       hx: `h`, or `(h, c)` for an LSTM; None means zeros.
       dtype: as in `apply_recurrent`.
     """
-    input = jnp.asarray(input)
+    input = as_array(f"{name}: input", input)
     if input.ndim not in (1, 2):
         raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.ndim}D instead")
     params, x = _in_compute_dtype(name, params, input, dtype)
