@@ -18,6 +18,7 @@ from seqjax.cells.base import (
 )
 from seqjax.cells.checks import as_array, check_carry, check_input, initial_carry
 from seqjax.ops.dispatch import check_implementation
+from seqjax.ops.masking import where_valid
 
 __all__ = ["scan"]
 __dir__ = __all__.copy  # What dir() and tab completion show.
@@ -91,9 +92,7 @@ def scan(
     if mask is not None:
         mask = as_array("mask", mask)
         _check_mask(mask, xs)
-    if carry is None:
-        carry = initial_carry(layer, xs.shape[1:-1], xs.dtype)
-    else:
+    if carry is not None:
         carry = check_carry(layer, carry, xs.shape[1:-1], xs.dtype)
     return _scan(
         layer, params, xs, carry, mask, key,
@@ -114,12 +113,29 @@ def _scan(
     layer: Layer,
     params: Params,
     xs: jax.Array,
-    carry: Carry,
+    carry: Carry | None,
     mask: jax.Array | None,
     key: jax.Array | None,
     **options: Any,
 ) -> tuple[Carry, jax.Array]:
-    return run_layer(layer, params, carry, xs, mask=mask, key=key, **options)
+    def run(carry: Carry) -> tuple[Carry, jax.Array]:
+        return run_layer(layer, params, carry, xs, mask=mask, key=key, **options)
+
+    if carry is None:
+        return run(initial_carry(layer, xs.shape[1:-1], xs.dtype))
+    if mask is None:
+        return run(carry)
+
+    # NaN in the state of a row that is all padding would reach the weights' gradients, as 0 * NaN.
+    rows = mask.any(axis=0)
+
+    def where_read(values: jax.Array, otherwise: jax.Array) -> jax.Array:
+        by_row = values.shape[: rows.ndim] == rows.shape
+        return where_valid(rows, values, otherwise) if by_row else values
+
+    read = jax.tree.map(lambda leaf: where_read(leaf, jnp.zeros_like(leaf)), carry)
+    end, ys = run(read)
+    return jax.tree.map(where_read, end, carry), ys
 
 
 def _check_mask(mask: jax.Array, xs: jax.Array) -> None:

@@ -325,6 +325,27 @@ MISTAKES = {
         "golden",
         "rnn_tanh_one_layer-ragged",
     ),
+    "sharding: a mask's rows are not seen": Mistake(
+        "seqjax/ops/sharding.py",
+        "for leaf in jax.tree.leaves((xs, mask))]",
+        "for leaf in jax.tree.leaves(xs)]",
+        "sharding",
+        "single_device",
+    ),
+    "sharding: dropout of another type than what it drops": Mistake(
+        "seqjax/layers.py",
+        "shard_like(jax.random.bernoulli(key, 1 - rate, values.shape), values)",
+        "jax.random.bernoulli(key, 1 - rate, values.shape)",
+        "sharding",
+        "single_device",
+    ),
+    "sharding: rows that were written are gathered": Mistake(
+        "seqjax/ops/sharding.py",
+        "{name: P(*[None] * axis, rows) for",
+        "{name: P() for",
+        "sharding",
+        "single_device",
+    ),
     "decoding: finished rows go on": Mistake(
         "seqjax/decoding.py",
         "carry=_where_valid(axes, ~ended, carry, written.carry),",

@@ -19,6 +19,7 @@ import cases
 import contract
 import jax
 import numpy as np
+import pytest
 from flax import linen as nn
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
@@ -271,14 +272,14 @@ def annotated(with_partitioning: Any) -> dict[str, Any]:
 
 @functools.cache
 def value_and_gradients(layer: seqjax.Layer, *, seed: int | None = None, **options: Any) -> Any:
-    """Of a loss by parameters and inputs, `(params, xs, mask)`, compiled."""
+    """Of a loss by parameters and inputs, and the outputs: `(params, xs, mask)`, compiled."""
 
-    def loss(params: Any, xs: Any, mask: Any) -> jax.Array:
+    def loss(params: Any, xs: Any, mask: Any) -> Any:
         key = None if seed is None else jax.random.key(seed)
         carry, ys = seqjax.scan(layer, params, xs, mask=mask, key=key, **options)
-        return sum((leaf**2).sum() for leaf in jax.tree.leaves((carry, ys)))
+        return sum((leaf**2).sum() for leaf in jax.tree.leaves((carry, ys))), ys
 
-    return contract.quick_jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    return contract.quick_jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
 
 
 def check_placed(
@@ -313,7 +314,9 @@ def check_placed(
         )
         got = run(params, place(mesh, case.xs, xs), place(mesh, MASK, mask))
     contract.assert_close(jax.device_get(got), jax.device_get(expected))
-    assert jax.tree.map(lambda leaf: leaf.sharding.spec, got[1][0]) == jax.tree.map(
+    (_, ys), (gradients, _) = got
+    assert types == "AE" or "data" in jax.typeof(ys).sharding.spec[1]
+    assert jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec, gradients) == jax.tree.map(
         lambda leaf: jax.typeof(leaf).sharding.spec, params
     )
 
@@ -419,6 +422,20 @@ def check_decoding(
             contract.assert_close(jax.device_get(got), expected)
 
 
+def check_bad_step(mesh: Any) -> None:
+    """On a mesh, too, it is this library that says what is wrong with a step."""
+    mesh = explicit_mesh(data=DEVICES)
+    carry = place(mesh, np.zeros((ROWS, 4)), BATCH)
+    prompt = place(mesh, np.ones((3, ROWS), int), TIME_BATCH)
+    logits = np.zeros((ROWS, 5))
+    for step, message in (
+        (lambda carry, token: ((carry, carry), logits), "a carry of the same structure"),
+        (lambda carry, token: (carry, logits[0, 0]), "logits of shape"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            seqjax.generate(step, carry, prompt, max_tokens=3, temperature=0.0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Doubled(seqjax.Layer):
     """A layer of one's own: another one, of inputs twice as large."""
@@ -511,6 +528,7 @@ CHECKS = {
     "no steps, scan": functools.partial(check_no_steps, implementation="scan"),
     "no steps, xla": functools.partial(check_no_steps, implementation="xla"),
     "no steps, remat": functools.partial(check_no_steps, remat=True),
+    "decoding with a bad step": check_bad_step,
     "vmap over a sharded axis": check_mapped_axis,
     "axes that shard_map leaves": check_axes_left_by_shard_map,
     **{

@@ -146,9 +146,11 @@ def _run_around(
     @functools.cache  # Found at the first step, when `decode` has checked its arguments.
     def specs() -> tuple[Any, Any]:
         with use_abstract_mesh(mesh):
-            shapes = jax.eval_shape(lambda: step(carry, prompt[0]))
-        new_carry, logits = jax.tree.map(_spec, shapes)
-        return new_carry, logits[0]
+            new_carry, logits = jax.eval_shape(lambda: step(carry, prompt[0]))
+        # What should not be so is refused by `decode`, which calls the step that needs these.
+        shapes = [jax.tree.map(jnp.shape, tree) for tree in (carry, new_carry)]
+        like = new_carry if shapes[0] == shapes[1] else carry
+        return jax.tree.map(_spec, like), next(iter(_spec(logits)), None)
 
     def typed_step(carry: Any, token: jax.Array) -> Any:
         carry_specs, rows = specs()
