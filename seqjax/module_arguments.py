@@ -43,6 +43,7 @@ from seqjax import cells, torch_shape
 from seqjax.cells.base import Carry, Cell, Layer, Params, check_layer, check_positive, check_type
 from seqjax.cells.rnn import check_nonlinearity
 from seqjax.layers import Stack, check_dropout
+from seqjax.output_and_state import OutputAndState
 
 State = TypeVar("State")
 """What a module of PyTorch's gives back: `h`, or `(h, c)`."""
@@ -120,7 +121,11 @@ class SequenceArguments(ModuleArguments):
         options["key"] = self._dropout_key(*dropout)
         for name in ("batch_first", "dtype", "implementation", "remat"):
             options[name] = getattr(self, name)
-        return self._apply(type(self).__name__, self.layer, self._params(), input, state, **options)
+        name = type(self).__name__
+        pair: Any = OutputAndState(
+            *self._apply(name, self.layer, self._params(), input, state, **options)
+        )
+        return pair
 
 
 @dataclasses.dataclass(eq=False, repr=False)
