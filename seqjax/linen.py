@@ -6,6 +6,7 @@ those of `seqjax.nnx`, for example `layers_0/forward/w_ih`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -114,15 +115,9 @@ def from_torch(torch_module: Any) -> tuple[_TorchModule, dict[str, Any]]:
     return module, load_torch_state_dict(module, variables, torch_module.state_dict())
 
 
-_traced_once = jax.jit(lambda layer, key, dtype: layer.init(key, dtype), static_argnums=(0, 2))
-
-
-def _draw(key: jax.Array, layer: Layer, dtype: DTypeLike, name: str) -> Any:
-    # Flax traces the initializer of every parameter at every call, to compare shapes. What is drawn
-    # is not compiled as one: that takes longer than array by array, many of which have one shape.
-    traced = isinstance(key, jax.core.Tracer)
-    params = _traced_once(layer, key, dtype) if traced else layer.init(key, dtype)
-    return params_to_dict(params)[name]
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _traced_once(layer: Layer, key: jax.Array, dtype: DTypeLike) -> Params:
+    return layer.init(key, dtype)
 
 
 class _Parameters(nn.Module, arguments.ModuleArguments):
@@ -138,9 +133,20 @@ class _Parameters(nn.Module, arguments.ModuleArguments):
     @nn.nowrap
     def _params(self) -> Params:
         layer, dtype = self.layer, self.param_dtype
+        drawn: dict[str, Any] = {}
+
+        def draw(key: jax.Array, name: str) -> Any:
+            # At every call, Flax traces the initializers of what is there, to compare shapes.
+            if self.has_variable("params", name):
+                return params_to_dict(_traced_once(layer, key, dtype))[name]
+            # The first that is not there draws for all. Not compiled as one: that takes longer than
+            # array by array, many of which have one shape.
+            if not drawn:
+                drawn.update(params_to_dict(layer.init(key, dtype)))
+            return drawn[name]
+
         names = params_to_dict(abstract_params(layer))
-        params = {name: self.param(name, _draw, layer, dtype, name) for name in names}
-        return params_from_dict(layer, params)
+        return params_from_dict(layer, {name: self.param(name, draw, name) for name in names})
 
 
 class _OverSequences(_Parameters, arguments.SequenceArguments, kw_only=True):

@@ -95,8 +95,11 @@ class ModuleArguments:
 
     # With an underscore, as every method here: `nnx.tabulate` compiles a module's public ones.
     def _check(self) -> None:
-        """Raises for arguments that do not make a layer."""
+        """Raises for arguments that do not make a layer, and for dtypes that do not fit one."""
         _ = self.layer
+        if self.dtype is not None:
+            _check_floating("dtype", self.dtype)
+        _check_floating("param_dtype", self.param_dtype)
 
     def _params(self) -> Params:
         """The parameters, which each library's modules hold in its way."""
@@ -139,30 +142,32 @@ class RecurrentArguments(SequenceArguments):
     def _check(self) -> None:
         check_layer("layer", self.layer)
         check_type("batch_first", self.batch_first, bool)
+        super()._check()
 
     def __call__(
         self,
         input: "ArrayLike",
         carry: "Carry | None" = None,
+        deterministic: "bool | None" = None,
         *,
         lengths: "ArrayLike | None" = None,
         mask: "ArrayLike | None" = None,
-        deterministic: "bool | None" = None,
     ) -> "tuple[jax.Array, Carry]":
         """Runs the layer over a sequence.
 
         Args:
           input: `(T, *batch, input_size)`, or `(*batch, T, input_size)` with `batch_first`.
           carry: initial state, as from `layer.initial_carry`; None means zeros.
-          lengths: integers `(*batch,)`: valid steps from the start of each row.
-          mask: bool, the input's layout without features; True at valid steps.
           deterministic: True turns dropout off, False on. None: as `train()` and `eval()` set an
             NNX module; a Linen module that has dropout needs it here or in the constructor.
+          lengths: integers `(*batch,)`: valid steps from the start of each row.
+          mask: bool, the input's layout without features; True at valid steps.
           rngs: of an NNX module: overrides where dropout draws from. A Linen module draws from
             its "dropout" stream.
 
         Returns:
-          `(output, carry)`: outputs in the input's layout, zero at padding, and the final state.
+          `(output, carry)`, which unpacks and indexes as a tuple does: outputs in the input's
+          layout, zero at padding, and the final state.
         """
         return self._run(input, carry, deterministic, lengths=lengths, mask=mask)
 
@@ -228,10 +233,10 @@ class LayerArguments(_Sizes, SequenceArguments, Generic[StateLike, State]):
         self,
         input: "ArrayLike",
         hx: "StateLike | None" = None,
+        deterministic: "bool | None" = None,
         *,
         lengths: "ArrayLike | None" = None,
         mask: "ArrayLike | None" = None,
-        deterministic: "bool | None" = None,
     ) -> "tuple[jax.Array, State]":
         """Runs the layer over a sequence, as PyTorch's `forward` does.
 
@@ -240,22 +245,32 @@ class LayerArguments(_Sizes, SequenceArguments, Generic[StateLike, State]):
             sequence `(T, input_size)`.
           hx: initial state `(num_layers * num_directions, batch, size)`, for an LSTM a tuple
             `(h_0, c_0)` of two; without batch for one sequence. None means zeros.
+          deterministic: True turns dropout off, False on. None: as `train()` and `eval()` set an
+            NNX module; a Linen module that has dropout needs it here or in the constructor.
           lengths: integers `(batch,)` in [0, T], in any order: valid steps from the start of each
             row. A row of length 0 gives zeros and keeps its initial state.
           mask: bool, the input's layout without features; True at valid steps, in any pattern.
-          deterministic: True turns dropout off, False on. None: as `train()` and `eval()` set an
-            NNX module; a Linen module that has dropout needs it here or in the constructor.
           rngs: of an NNX module: overrides where dropout draws from. A Linen module draws from
             its "dropout" stream.
 
         Returns:
-          `(output, state)`: output in the input's layout with `num_directions * size` features,
-          zero at padding; state as `hx`, taken at each row's last valid step.
+          `(output, state)`, which unpacks and indexes as a tuple does: output in the input's
+          layout with `num_directions * size` features, zero at padding; state as `hx`, taken at
+          each row's last valid step.
 
         Raises:
           TypeError, ValueError: where PyTorch raises, and for `lengths` or `mask` that do not fit.
         """
         return self._run(input, hx, deterministic, lengths=lengths, mask=mask)
+
+
+def _check_floating(name: str, dtype: Any) -> None:
+    try:
+        floating = dtype is not None and jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:  # No dtype at all.
+        floating = False
+    if not floating:
+        raise TypeError(f"{name} should be a floating dtype, got: {dtype}")
 
 
 def _level_of_user() -> int:

@@ -142,7 +142,8 @@ def load_params(name: str, params: Params, state_dict: Mapping[str, Any]) -> Par
     Raises:
       ValueError: naming every entry that is missing, unexpected or misshapen.
     """
-    expected = params_to_torch(params)
+    # Of them only structure, shapes and dtype count: they may be abstract.
+    expected = params_to_torch(jax.tree.map(lambda p: np.empty(p.shape, p.dtype), params))
     arrays = {key: to_numpy(value) for key, value in state_dict.items()}
     problems = []
     if missing := expected.keys() - arrays.keys():
@@ -210,6 +211,10 @@ def _cell_to_torch(params: Any, suffix: str) -> dict[str, np.ndarray]:
     state_dict = {}
     for field, torch_name in _TORCH_NAMES.items():
         value = getattr(params, field, None)
+        if isinstance(value, jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"there are no weights yet, but shapes alone: got {value} for {torch_name + suffix}"
+            )
         if value is not None:
             array = np.asarray(value)
             if array.dtype == jnp.bfloat16:
