@@ -125,10 +125,9 @@ class SequenceArguments(ModuleArguments):
         for name in ("batch_first", "dtype", "implementation", "remat"):
             options[name] = getattr(self, name)
         name = type(self).__name__
-        pair: Any = OutputAndState(
-            *self._apply(name, self.layer, self._params(), input, state, **options)
-        )
-        return pair
+        output, state = self._apply(name, self.layer, self._params(), input, state, **options)
+        # To type checkers a tuple, of which alone they know the types of what it unpacks to.
+        return OutputAndState(output, state)  # type: ignore[return-value]
 
 
 @dataclasses.dataclass(eq=False, repr=False)

@@ -62,7 +62,7 @@ class _Parameters(nnx.Module, arguments.ModuleArguments):
                 )
             setattr(self, name, nnx.data(jax.tree.map(nnx.Param, tree)))
 
-    if not TYPE_CHECKING:
+    if not TYPE_CHECKING:  # A checker that sees it takes any attribute for known.
 
         def __setattr__(self, name: str, value: Any) -> None:
             # An argument that changes acts from then on, unless the weights have been made for it.

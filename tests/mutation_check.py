@@ -502,8 +502,8 @@ MISTAKES = {
     ),
     "initializers traced at every call": Mistake(
         "seqjax/linen.py",
-        "_traced_once(layer, key, dtype) if traced else layer.init(key, dtype)",
-        "layer.init(key, dtype)",
+        "params_to_dict(_traced_once(layer, key, dtype))",
+        "params_to_dict(layer.init(key, dtype))",
         "parameter_names",
         "shapes_once",
     ),
@@ -520,6 +520,27 @@ MISTAKES = {
         "class RNNArguments(_SizesAndNonlinearity, LayerArguments[ArrayLike, jax.Array]):",
         "module_arguments",
         "test_constructor and RNN",
+    ),
+    "a module gives back a tuple": Mistake(
+        "seqjax/module_arguments.py",
+        "return OutputAndState(output, state)",
+        "return output, state",
+        "sequential",
+        "becomes_the_next_layers and GRU",
+    ),
+    "every parameter draws all": Mistake(
+        "seqjax/linen.py",
+        "            if not drawn:",
+        "            if True:",
+        "linen",
+        "draws_each_weight_once",
+    ),
+    "an argument that needs other weights is set": Mistake(
+        "seqjax/nnx.py",
+        "if changed._shapes_and_dtypes() != self._shapes_and_dtypes():",
+        "if False:",
+        "module_arguments",
+        "what_weights_are_made_for",
     ),
     "every example is of an LSTM": Mistake(
         "seqjax/module_arguments.py",
