@@ -152,11 +152,14 @@ class _Parameters(nn.Module, arguments.ModuleArguments):
         drawn: dict[str, Any] = {}
 
         def init(key: jax.Array, name: str) -> Any:
-            if self.has_variable("params", name):  # Flax only compares shapes.
+            # At every call, Flax traces the initializers of what is there, to compare shapes.
+            if self.has_variable("params", name):
                 return jax.tree.map(
                     lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), abstract[name]
                 )
-            if not drawn:  # All at once, with the key of the first.
+            # The first that is not there draws for all. Not compiled as one: that takes longer than
+            # array by array, many of which have one shape.
+            if not drawn:
                 drawn.update(draw(layer, key, self.param_dtype, self._initializers, jax.tree.map))
             return drawn[name]
 

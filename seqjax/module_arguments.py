@@ -51,6 +51,7 @@ from seqjax.cells.base import Carry, Cell, Layer, Params, check_layer, check_pos
 from seqjax.cells.rnn import check_nonlinearity
 from seqjax.initial_parameters import WEIGHTS, check_initializers
 from seqjax.layers import Stack, check_dropout
+from seqjax.output_and_state import OutputAndState
 
 State = TypeVar("State")
 """What a module of PyTorch's gives back: `h`, or `(h, c)`."""
@@ -108,8 +109,11 @@ class ModuleArguments:
 
     # With an underscore, as every method here: `nnx.tabulate` compiles a module's public ones.
     def _check(self) -> None:
-        """Raises for arguments that do not make a layer, or parameters for it."""
+        """Raises for arguments that do not make a layer, or what does not fit one."""
         check_initializers(self.layer, self._initializers)
+        if self.dtype is not None:
+            _check_floating("dtype", self.dtype)
+        _check_floating("param_dtype", self.param_dtype)
 
     def _params(self) -> Params:
         """The parameters, which each library's modules hold in its way."""
@@ -144,7 +148,10 @@ class SequenceArguments(ModuleArguments):
         options["key"] = self._dropout_key(*dropout)
         for name in ("batch_first", "dtype", "implementation", "remat"):
             options[name] = getattr(self, name)
-        return self._apply(type(self).__name__, self.layer, self._params(), input, state, **options)
+        name = type(self).__name__
+        output, state = self._apply(name, self.layer, self._params(), input, state, **options)
+        # To type checkers a tuple, of which alone they know the types of what it unpacks to.
+        return OutputAndState(output, state)  # type: ignore[return-value]
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -164,25 +171,26 @@ class RecurrentArguments(SequenceArguments):
         self,
         input: "ArrayLike",
         carry: "Carry | None" = None,
+        deterministic: "bool | None" = None,
         *,
         lengths: "ArrayLike | None" = None,
         mask: "ArrayLike | None" = None,
-        deterministic: "bool | None" = None,
     ) -> "tuple[jax.Array, Carry]":
         """Runs the layer over a sequence.
 
         Args:
           input: `(T, *batch, input_size)`, or `(*batch, T, input_size)` with `batch_first`.
           carry: initial state, as from `layer.initial_carry`; None means zeros.
-          lengths: integers `(*batch,)`: valid steps from the start of each row.
-          mask: bool, the input's layout without features; True at valid steps.
           deterministic: True turns dropout off, False on. None: as `train()` and `eval()` set an
             NNX module; a Linen module that has dropout needs it here or in the constructor.
+          lengths: integers `(*batch,)`: valid steps from the start of each row.
+          mask: bool, the input's layout without features; True at valid steps.
           rngs: of an NNX module: overrides where dropout draws from. A Linen module draws from
             its "dropout" stream.
 
         Returns:
-          `(output, carry)`: outputs in the input's layout, zero at padding, and the final state.
+          `(output, carry)`, which unpacks and indexes as a tuple does: outputs in the input's
+          layout, zero at padding, and the final state.
         """
         return self._run(input, carry, deterministic, lengths=lengths, mask=mask)
 
@@ -290,10 +298,10 @@ class LayerArguments(_Sizes[State], SequenceArguments, Generic[StateLike, State]
         self,
         input: "ArrayLike",
         hx: "StateLike | None" = None,
+        deterministic: "bool | None" = None,
         *,
         lengths: "ArrayLike | None" = None,
         mask: "ArrayLike | None" = None,
-        deterministic: "bool | None" = None,
     ) -> "tuple[jax.Array, State]":
         """Runs the layer over a sequence, as PyTorch's `forward` does.
 
@@ -302,22 +310,32 @@ class LayerArguments(_Sizes[State], SequenceArguments, Generic[StateLike, State]
             sequence `(T, input_size)`.
           hx: initial state `(num_layers * num_directions, batch, size)`, for an LSTM a tuple
             `(h_0, c_0)` of two; without batch for one sequence. None means zeros.
+          deterministic: True turns dropout off, False on. None: as `train()` and `eval()` set an
+            NNX module; a Linen module that has dropout needs it here or in the constructor.
           lengths: integers `(batch,)` in [0, T], in any order: valid steps from the start of each
             row. A row of length 0 gives zeros and keeps its initial state.
           mask: bool, the input's layout without features; True at valid steps, in any pattern.
-          deterministic: True turns dropout off, False on. None: as `train()` and `eval()` set an
-            NNX module; a Linen module that has dropout needs it here or in the constructor.
           rngs: of an NNX module: overrides where dropout draws from. A Linen module draws from
             its "dropout" stream.
 
         Returns:
-          `(output, state)`: output in the input's layout with `num_directions * size` features,
-          zero at padding; state as `hx`, taken at each row's last valid step.
+          `(output, state)`, which unpacks and indexes as a tuple does: output in the input's
+          layout with `num_directions * size` features, zero at padding; state as `hx`, taken at
+          each row's last valid step.
 
         Raises:
           TypeError, ValueError: where PyTorch raises, and for `lengths` or `mask` that do not fit.
         """
         return self._run(input, hx, deterministic, lengths=lengths, mask=mask)
+
+
+def _check_floating(name: str, dtype: Any) -> None:
+    try:
+        floating = dtype is not None and jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:  # No dtype at all.
+        floating = False
+    if not floating:
+        raise TypeError(f"{name} should be a floating dtype, got: {dtype}")
 
 
 def _level_of_user() -> int:

@@ -180,8 +180,8 @@ def _step(cell: Cell, params: Params, carry: Carry, x: jax.Array) -> tuple[Carry
 def _in_compute_dtype(
     name: str, params: Params, x: jax.Array, dtype: DTypeLike | None
 ) -> tuple[Params, jax.Array]:
-    weight_dtype = jax.tree.leaves(params)[0].dtype
     if dtype is None:
+        weight_dtype = next((leaf.dtype for leaf in jax.tree.leaves(params)), x.dtype)
         if x.dtype != weight_dtype:
             raise ValueError(
                 f"{name}: input dtype ({x.dtype}) does not match weight dtype ({weight_dtype}). "
@@ -189,8 +189,6 @@ def _in_compute_dtype(
                 "to which input and weights are then cast"
             )
         return params, x
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"{name}: dtype should be a floating dtype, got: {jnp.dtype(dtype)}")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{name}: input should have a floating dtype, got: {x.dtype}")
     return jax.tree.map(lambda p: p.astype(dtype), params), x.astype(dtype)

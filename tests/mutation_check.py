@@ -668,6 +668,27 @@ MISTAKES = {
         "module_arguments",
         "test_constructor and RNN",
     ),
+    "a module gives back a tuple": Mistake(
+        "seqjax/module_arguments.py",
+        "return OutputAndState(output, state)",
+        "return output, state",
+        "sequential",
+        "becomes_the_next_layers and GRU",
+    ),
+    "every parameter draws all": Mistake(
+        "seqjax/linen.py",
+        "            if not drawn:",
+        "            if True:",
+        "linen",
+        "draws_each_weight_once",
+    ),
+    "an argument that needs other weights is set": Mistake(
+        "seqjax/nnx.py",
+        "if changed._drawn() != self._drawn():",
+        "if False:",
+        "module_arguments",
+        "what_weights_are_made_for",
+    ),
     "every example is of an LSTM": Mistake(
         "seqjax/module_arguments.py",
         'example.replace("LSTM", name)',
@@ -719,8 +740,8 @@ MISTAKES = {
     ),
     "initializers kept in NNX modules": Mistake(
         "seqjax/nnx.py",
-        "setattr(self, name, None)",
-        "getattr(self, name)",
+        "vars(self)[name] = None",
+        "pass",
         "initial_parameters",
         "test_nnx_keeps_no_initializer",
     ),

@@ -25,6 +25,7 @@ SOURCES = [path.relative_to(PACKAGE) for path in sorted(PACKAGE.rglob("*.py"))]
 
 RANKS = {
     "initializers": 0,
+    "output_and_state": 0,
     "sequences": 0,
     "ops": 0,
     "cells": 1,

@@ -230,6 +230,13 @@ def test_nnx_keeps_no_initializer() -> None:
         assert_same(same(X), one(X), 0)
 
 
+def test_an_initializer_that_comes_too_late() -> None:
+    made = seqjax.nnx.GRUCell(*SIZES, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="weights are made for bias_init=None: make another"):
+        made.bias_init = ZEROS
+    made.bias_init = None
+
+
 def test_linen_draws_each_layer_once() -> None:
     drawn = []
 

@@ -94,6 +94,8 @@ def nnx_modules(rngs: nnx.Rngs, x: jax.Array) -> None:
     lstm.initial_state(2)  # type: ignore[arg-type]
     assert_type(lstm.hidden_size, int)
     assert_type(lstm.rngs, nnx.RngStream | None)
+    lstm(x, None, True)
+    lstm.dropout = 0.0
     seqjax.nnx.Recurrent(seqjax.GRUCell(3, 5), batch_first=True, rngs=rngs)
 
     seqjax.nnx.LSTM(
@@ -118,6 +120,7 @@ def nnx_modules(rngs: nnx.Rngs, x: jax.Array) -> None:
     seqjax.nnx.Recurrent(3, rngs=rngs)  # type: ignore[arg-type]
     lstm(x, h_n)  # type: ignore[arg-type]
     lstm(x, length=7)  # type: ignore[call-arg]
+    lstm.drop_out = 0.0  # type: ignore[attr-defined]
     seqjax.nnx.GRU(3, 5, rngs=rngs)(x, (h_n, c_n))  # type: ignore[arg-type]
     seqjax.nnx.GRUCell(3, 5, rngs=rngs)(x, (h_n, c_n))  # type: ignore[arg-type]
 
@@ -141,6 +144,7 @@ def linen_modules(x: jax.Array) -> None:
     assert_type(seqjax.linen.RNNCell(3, 5).initial_state((2,)), jax.Array)
     lstm.initial_state(2)  # type: ignore[arg-type]
     assert_type(lstm.hidden_size, int)
+    lstm(x, (h_n, c_n), True)
     seqjax.linen.Recurrent(seqjax.GRUCell(3, 5), batch_first=True, name="gru")
 
     seqjax.linen.LSTM(

@@ -152,7 +152,8 @@ def load_params(
       TypeError: it is no state dict.
       ValueError: naming every entry that is missing, unexpected or misshapen.
     """
-    expected = params_to_torch(params)
+    # Of them only structure, shapes, dtype and devices count: they may be abstract.
+    expected = params_to_torch(jax.tree.map(lambda p: np.empty(p.shape, p.dtype), params))
     values = entries_under(prefix, state_dict)
     problems = []
     if missing := expected.keys() - values.keys():
@@ -185,6 +186,10 @@ def _cell_to_torch(params: Any, suffix: str) -> dict[str, np.ndarray]:
     state_dict = {}
     for field, torch_name in _TORCH_NAMES.items():
         value = getattr(params, field, None)
+        if isinstance(value, jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"there are no weights yet, but shapes alone: got {value} for {torch_name + suffix}"
+            )
         if value is not None:
             array = np.asarray(value)
             if array.dtype == jnp.bfloat16:
