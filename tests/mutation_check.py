@@ -759,13 +759,6 @@ MISTAKES = {
         "initial_parameters",
         "TestBoxes",
     ),
-    "Linen draws for every parameter": Mistake(
-        "seqjax/linen.py",
-        "if not drawn:",
-        "if True:",
-        "initial_parameters",
-        "test_linen_draws_each_layer_once",
-    ),
 }
 
 

@@ -237,22 +237,6 @@ def test_an_initializer_that_comes_too_late() -> None:
     made.bias_init = None
 
 
-def test_linen_draws_each_layer_once() -> None:
-    drawn = []
-
-    class Counted(LeakyCell):
-        def init(self, key: jax.Array, dtype: Any = jnp.float32) -> Any:
-            if not isinstance(jax.random.key_data(key), jax.core.Tracer):
-                drawn.append(self.input_size)
-            return super().init(key, dtype)
-
-    made = seqjax.linen.Recurrent(seqjax.Stack([Counted(3, 5), Counted(5, 4)]))
-    variables = made.init(jax.random.key(0), X)
-    assert drawn == [3, 5]
-    made.apply(variables, X)
-    assert drawn == [3, 5]
-
-
 BOXES: dict[str, Any] = {
     "kernel_init": (jax.nn.initializers.lecun_normal(), (None, "model")),
     "recurrent_kernel_init": (ORTHOGONAL, (None, "model")),
