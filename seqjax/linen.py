@@ -12,13 +12,14 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
-from flax.core import Scope
-from jax.typing import ArrayLike, DTypeLike
+from flax.core import Scope, unfreeze
+from jax.typing import ArrayLike
 
 from seqjax import cells
 from seqjax import module_arguments as arguments
 from seqjax.cells.base import Layer, Params
 from seqjax.cells.checks import abstract_params, check_params
+from seqjax.initial_parameters import draw
 from seqjax.interop.torch import load_params, params_to_torch
 from seqjax.interop.torch_modules import torch_arguments, torch_kind, weights_in_effect
 from seqjax.module_arguments import CellT, LSTMState, LSTMStateLike, State, StateLike, documented
@@ -92,8 +93,9 @@ def load_torch_state_dict(
     True
     """
     params = _own_params(module.layer, variables["params"])
-    loaded = load_params(type(module).__name__, params, state_dict, prefix)
-    return {**variables, "params": params_to_dict(loaded)}
+    loaded = params_to_dict(load_params(type(module).__name__, params, state_dict, prefix))
+    boxes = {name: unfreeze(variables["params"][name]) for name in loaded}
+    return {**variables, "params": nn.meta.replace_boxed(boxes, loaded)}
 
 
 def from_torch(torch_module: Any) -> tuple[_TorchModule, dict[str, Any]]:
@@ -127,21 +129,10 @@ def from_torch(torch_module: Any) -> tuple[_TorchModule, dict[str, Any]]:
 
 
 def _own_params(layer: Layer, params: Mapping[str, Any]) -> Params:
-    """The layer's parameters, of a scope that may be shared with others."""
+    """The layer's parameters, out of Flax's boxes, of a scope that may be shared with others."""
     names = params_to_dict(abstract_params(layer))
     own = {k: v for k, v in params.items() if k in names or k.startswith("layers_")}
-    return check_params(layer, own)
-
-
-_traced_once = jax.jit(lambda layer, key, dtype: layer.init(key, dtype), static_argnums=(0, 2))
-
-
-def _draw(key: jax.Array, layer: Layer, dtype: DTypeLike, name: str) -> Any:
-    # Flax traces the initializer of every parameter at every call, to compare shapes. What is drawn
-    # is not compiled as one: that takes longer than array by array, many of which have one shape.
-    traced = isinstance(key, jax.core.Tracer)
-    params = _traced_once(layer, key, dtype) if traced else layer.init(key, dtype)
-    return params_to_dict(params)[name]
+    return check_params(layer, nn.meta.unbox(own))
 
 
 class _Parameters(nn.Module, arguments.ModuleArguments):
@@ -156,9 +147,23 @@ class _Parameters(nn.Module, arguments.ModuleArguments):
 
     @nn.nowrap
     def _params(self) -> Params:
-        layer, dtype = self.layer, self.param_dtype
-        names = params_to_dict(abstract_params(layer))
-        params = {name: self.param(name, _draw, layer, dtype, name) for name in names}
+        layer = self.layer
+        abstract = params_to_dict(abstract_params(layer))
+        drawn: dict[str, Any] = {}
+
+        def init(key: jax.Array, name: str) -> Any:
+            # At every call, Flax traces the initializers of what is there, to compare shapes.
+            if self.has_variable("params", name):
+                return jax.tree.map(
+                    lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), abstract[name]
+                )
+            # The first that is not there draws for all. Not compiled as one: that takes longer than
+            # array by array, many of which have one shape.
+            if not drawn:
+                drawn.update(draw(layer, key, self.param_dtype, self._initializers, jax.tree.map))
+            return drawn[name]
+
+        params = {name: self.param(name, init, name) for name in abstract}
         # Flax hands out what is asked for: layers that nobody asks for would be left out.
         _own_params(layer, {**self.variables.get("params", {}), **params})
         return params_from_dict(layer, params)

@@ -7,8 +7,8 @@ those of `seqjax.linen`, for example `layers_0/forward/w_ih`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Self, TypeVar, dataclass_transform
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Self, TypeVar, dataclass_transform
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 
 from seqjax import module_arguments as arguments
 from seqjax.cells.base import Carry, Params
+from seqjax.initial_parameters import draw
 from seqjax.interop.torch import load_params, params_to_torch
 from seqjax.interop.torch_modules import torch_arguments, torch_kind, weights_in_effect
 from seqjax.module_arguments import LSTMState, LSTMStateLike, State, StateLike, documented
@@ -29,12 +30,24 @@ Draws = nnx.Rngs | nnx.RngStream | jax.Array
 Module = TypeVar("Module", bound="_Parameters")
 
 
+def _abstract(variable: nnx.Variable[Any]) -> bool:
+    """Whether it has a shape and no value, as in a module from `nnx.eval_shape`."""
+    return isinstance(variable.get_value(), jax.ShapeDtypeStruct)
+
+
 @dataclass_transform(field_specifiers=(dataclasses.field,))
 def _module(cls: type[Module]) -> type[Module]:
     """Completes a class that users make modules of."""
     module = documented(nnx.dataclass(eq=False)(cls))
     module.__init__.__annotations__["rngs"] = nnx.Rngs  # help() would speak of `InitVar`.
     return module
+
+
+def _in_box(function: Callable[..., jax.Array], *boxes: Any) -> Any:
+    """`function` of what `nnx.with_metadata` and its like have put into boxes, in such a box."""
+    if not isinstance(boxes[0], nnx.VariableMetadata):
+        return function(*boxes)
+    return dataclasses.replace(boxes[0], raw_value=function(*(box.raw_value for box in boxes)))
 
 
 @nnx.dataclass(eq=False)
@@ -44,19 +57,51 @@ class _Parameters(nnx.Module, arguments.ModuleArguments):
     rngs: dataclasses.InitVar[nnx.Rngs] = dataclasses.field(kw_only=True)
 
     def __post_init__(self, rngs: nnx.Rngs) -> None:
-        params = self.layer.init(rngs.params(), self.param_dtype)
-        for name, tree in params_to_dict(params).items():
-            if hasattr(type(self), name) or name in vars(self):
+        self._check()
+        if not isinstance(rngs, nnx.Rngs):
+            raise TypeError(
+                f"rngs should be an nnx.Rngs, such as nnx.Rngs(0), got: {type(rngs).__name__}"
+            )
+        initializers = self._initializers
+        for name in initializers:  # Functions kept would make the graphs of equal modules differ.
+            vars(self)[name] = None
+        params = draw(self.layer, rngs.params(), self.param_dtype, initializers, _in_box)
+        for name, tree in params.items():
+            if hasattr(type(self), name) or name in type(self).__dataclass_fields__:
                 raise ValueError(
                     f"the layer has a parameter {name!r}, but {type(self).__name__} has an "
                     "attribute of that name: call the parameter something else"
                 )
             setattr(self, name, nnx.data(jax.tree.map(nnx.Param, tree)))
 
+    if not TYPE_CHECKING:  # A checker that sees it takes any attribute for known.
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            # An argument that changes acts from then on, unless the weights have been made for it.
+            if name in vars(self) and name in {field.name for field in dataclasses.fields(self)}:
+                changed = object.__new__(type(self))
+                vars(changed).update(vars(self) | {name: value})
+                changed._check()
+                if changed._drawn() != self._drawn():
+                    raise ValueError(
+                        f"the module's weights are made for {name}={getattr(self, name)!r}: make "
+                        f"another module with {name}={value!r}"
+                    )
+            super().__setattr__(name, value)
+
+    def _drawn(self) -> tuple[Any, Params]:
+        """By what the constructor draws, and of what shapes and dtypes."""
+        key = jax.random.key(0)
+        shapes = jax.eval_shape(lambda key: self.layer.init(key, self.param_dtype), key)
+        return self._initializers, shapes
+
     @property
     def params(self) -> Params:
-        """The parameters as the core takes them: `seqjax.scan(module.layer, module.params, xs)`."""
-        return params_from_dict(self.layer, vars(self), read=lambda variable: variable[...])
+        """The parameters as the core takes them: `seqjax.scan(module.layer, module.params, xs)`.
+
+        They are `jax.ShapeDtypeStruct`s in a module from `nnx.eval_shape`.
+        """
+        return params_from_dict(self.layer, vars(self), read=lambda variable: variable.get_value())
 
     def _params(self) -> Params:
         return self.params
@@ -115,13 +160,13 @@ class _OverSequences(_Parameters, arguments.SequenceArguments):
     """What modules that run over whole sequences have besides parameters."""
 
     rngs: nnx.RngStream | None  # What is kept of the argument.
+    deterministic: bool = False
 
     def __post_init__(self, rngs: nnx.Rngs) -> None:
-        self._check()
+        super().__post_init__(rngs)
         self.deterministic = False
         # Held only where something is drawn, so that no key lands among the saved state otherwise.
         self.rngs = nnx.data(rngs["dropout"].fork() if self.layer.draws_dropout else None)
-        super().__post_init__(rngs)
 
     def set_view(self, deterministic: bool | None = None) -> None:
         """Sets the mode of a view that `nnx.view` makes.
@@ -141,6 +186,11 @@ class _OverSequences(_Parameters, arguments.SequenceArguments):
             return None
         draws = self.rngs if rngs is None else rngs
         stream = draws.dropout if isinstance(draws, nnx.Rngs) else draws
+        if stream is None or (isinstance(stream, nnx.RngStream) and _abstract(stream.key)):
+            raise ValueError(
+                f"this {type(self).__name__} has nothing to draw dropout from, since it was made "
+                "without dropout or by nnx.eval_shape: give rngs in the call"
+            )
         key = stream() if isinstance(stream, nnx.RngStream) else stream
         if not isinstance(key, jax.Array):
             raise TypeError(
@@ -166,10 +216,10 @@ class Recurrent(arguments.RecurrentArguments, _OverSequences):
         self,
         input: ArrayLike,
         carry: Carry | None = None,
+        deterministic: bool | None = None,
         *,
         lengths: ArrayLike | None = None,
         mask: ArrayLike | None = None,
-        deterministic: bool | None = None,
         rngs: Draws | None = None,
     ) -> tuple[jax.Array, Carry]:
         return self._run(input, carry, deterministic, rngs, lengths=lengths, mask=mask)
@@ -190,10 +240,10 @@ class _TorchLayer(arguments.LayerArguments[StateLike, State], _OverSequences, _T
         self,
         input: ArrayLike,
         hx: StateLike | None = None,
+        deterministic: bool | None = None,
         *,
         lengths: ArrayLike | None = None,
         mask: ArrayLike | None = None,
-        deterministic: bool | None = None,
         rngs: Draws | None = None,
     ) -> tuple[jax.Array, State]:
         return self._run(input, hx, deterministic, rngs, lengths=lengths, mask=mask)

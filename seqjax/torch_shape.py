@@ -153,6 +153,24 @@ def apply_cell(
     return _without_names(carry)
 
 
+def zero_carry(layer: Layer, batch_shape: tuple[int, ...], dtype: DTypeLike) -> Carry:
+    """What `apply_recurrent` starts from where it is given no carry."""
+    if not isinstance(batch_shape, tuple):
+        raise TypeError(
+            "batch_shape should be a tuple, such as (4,) for 4 rows or () for one sequence, "
+            f"got: {batch_shape!r}"
+        )
+    return initial_carry(layer, batch_shape, jnp.dtype(dtype))
+
+
+def zero_state(name: str, layer: Layer, batch_shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+    """What `apply_stack` and `apply_cell` start from where `hx` is None, as they would take it."""
+    carry = zero_carry(layer, batch_shape, dtype)
+    if len(batch_shape) > 1:
+        raise ValueError(f"{name}: batch_shape should be (batch,) or (), got: {batch_shape}")
+    return _join_state(carry) if isinstance(layer, Stack) else _without_names(carry)
+
+
 # Compiled for calls outside jit, as `scan` is.
 @functools.partial(jax.jit, static_argnums=0)
 def _step(cell: Cell, params: Params, carry: Carry, x: jax.Array) -> tuple[Carry, jax.Array]:
@@ -162,8 +180,8 @@ def _step(cell: Cell, params: Params, carry: Carry, x: jax.Array) -> tuple[Carry
 def _in_compute_dtype(
     name: str, params: Params, x: jax.Array, dtype: DTypeLike | None
 ) -> tuple[Params, jax.Array]:
-    weight_dtype = jax.tree.leaves(params)[0].dtype
     if dtype is None:
+        weight_dtype = next((leaf.dtype for leaf in jax.tree.leaves(params)), x.dtype)
         if x.dtype != weight_dtype:
             raise ValueError(
                 f"{name}: input dtype ({x.dtype}) does not match weight dtype ({weight_dtype}). "
@@ -171,8 +189,6 @@ def _in_compute_dtype(
                 "to which input and weights are then cast"
             )
         return params, x
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"{name}: dtype should be a floating dtype, got: {jnp.dtype(dtype)}")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{name}: input should have a floating dtype, got: {x.dtype}")
     return jax.tree.map(lambda p: p.astype(dtype), params), x.astype(dtype)

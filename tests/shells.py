@@ -15,6 +15,7 @@ import seqjax
 import seqjax.linen
 import seqjax.nnx
 from seqjax.ops.precision import add_bias
+from seqjax.output_and_state import OutputAndState
 from seqjax.parameter_names import params_to_dict
 
 SHELLS = ("nnx", "linen")
@@ -110,7 +111,11 @@ def first(state: Any) -> jax.Array:
 
 
 def assert_same(got: Any, expected: Any, tolerance: float = 1e-6) -> None:
-    """Asserts equal structure, shapes, dtypes and, within `tolerance`, values."""
+    """Asserts equal structure, shapes, dtypes and, within `tolerance`, values.
+
+    What a module gives back for a sequence stands for a tuple.
+    """
+    got, expected = (tuple(r) if isinstance(r, OutputAndState) else r for r in (got, expected))
     assert jax.tree.structure(got) == jax.tree.structure(expected)
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         assert one.dtype == other.dtype

@@ -99,6 +99,37 @@ class TestVariables:
         abstract = jax.eval_shape(lstm.init, KEY, X)
         chex.assert_trees_all_equal_shapes_and_dtypes(abstract, lstm.init(KEY, X))
 
+    def test_init_draws_each_weight_once(self):
+        drawn = []
+
+        class Counted(LeakyCell):
+            def init(self, key: jax.Array, dtype: Any = jnp.float32) -> Any:
+                if not isinstance(key, jax.core.Tracer):
+                    drawn.append(key)
+                return super().init(key, dtype)
+
+        stack = seqjax.Stack([Counted(3, 3, (f"decay_{i}", "dense")) for i in range(3)])
+        made = seqjax.linen.Recurrent(stack)
+        variables = made.init(KEY, X)
+        assert len(drawn) == 3
+        made.apply(variables, X)
+        assert len(drawn) == 3
+        # What is there stays, and what is missing is drawn.
+        some = {"params": {"layers_0": variables["params"]["layers_0"]}}
+        _, filled = made.apply(some, X, mutable="params", rngs={"params": jax.random.key(1)})
+        assert len(drawn) == 6
+        chex.assert_trees_all_equal(filled["params"]["layers_0"], some["params"]["layers_0"])
+        assert differ(*(v["params"]["layers_1"]["dense"]["kernel"] for v in (filled, variables)))
+
+    def test_shapes_alone_are_loaded_but_not_written(self):
+        made, variables = module()
+        abstract = jax.eval_shape(made.init, KEY, X)
+        with pytest.raises(ValueError, match=r"no weights yet, but shapes.*weight_ih_l0"):
+            seqjax.linen.torch_state_dict(made, abstract)
+        state_dict = seqjax.linen.torch_state_dict(made, variables)
+        loaded = seqjax.linen.load_torch_state_dict(made, abstract, state_dict)
+        chex.assert_trees_all_equal(loaded, variables)
+
     def test_init_under_jit(self):
         lstm = seqjax.linen.LSTM(3, 5)
         chex.assert_trees_all_close(jax.jit(lstm.init)(KEY, X), lstm.init(KEY, X), rtol=1e-6)
@@ -184,8 +215,18 @@ class TestTransforms:
         for name in ("jax.checkpoint", "nn.remat"):
             assert_same(gradients[name], gradients["plain"])
 
+    @pytest.mark.parametrize("transform", [nn.remat, nn.jit])
+    def test_deterministic_in_the_call_of_a_transformed_module(self, transform):
+        """By position, so that it can be static: it decides what is computed."""
+        plain, variables = with_dropout()
+        made = transform(seqjax.linen.LSTM, static_argnums=(3,))(3, 5, 2, dropout=0.5)
+        options = {"lengths": jnp.array([6, 0, 2, 3]), "rngs": {"dropout": KEY}}
+        calm = plain.apply(variables, X, deterministic=True, **options)
+        assert_same(made.apply(variables, X, None, True, **options), calm)
+        assert differ(made.apply(variables, X, None, False, **options)[0], calm[0])
+
     def test_remat_with_dropout(self):
-        """`deterministic` goes to the constructor there: in the call it would be traced."""
+        """`deterministic` in the constructor, where the call has no room for it."""
         calm, variables = module()
         remade = nn.remat(seqjax.linen.LSTM)(3, 5, 2, dropout=0.5, deterministic=False)
         got, _ = remade.apply(variables, X, rngs={"dropout": KEY})

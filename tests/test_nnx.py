@@ -177,6 +177,47 @@ class TestState:
         assert all(type(leaf) is jax.ShapeDtypeStruct for leaf in jax.tree.leaves(state))
         assert_same(nnx.merge(graphdef, nnx.state(made))(X), made(X), 0)
 
+    def test_an_abstract_module_is_looked_at(self):
+        abstract = nnx.eval_shape(lambda: seqjax.nnx.LSTM(3, 5, 2, dropout=0.5, rngs=nnx.Rngs(0)))
+        assert abstract.params == jax.eval_shape(abstract.layer.init, jax.random.key(0))
+        assert "ShapeDtypeStruct" in repr(abstract)
+        with pytest.raises(
+            ValueError, match=r"no weights yet, but shapes.*\(3, 20\).*weight_ih_l0"
+        ):
+            abstract.torch_state_dict()
+        outputs = nnx.eval_shape(lambda made: made(X, deterministic=True), abstract)
+        assert outputs[0].shape == (T, BATCH, 5)
+
+    @pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
+    @pytest.mark.parametrize(
+        "arguments", [("LSTM", 3, 5, 2, True, False, 0.5, True, 2), ("GRUCell", 3, 5)]
+    )
+    def test_an_abstract_module_is_loaded(self, arguments, param_dtype):
+        kind, *args = arguments
+        made = module(*arguments)
+        abstract = nnx.eval_shape(
+            lambda: getattr(seqjax.nnx, kind)(*args, param_dtype=param_dtype, rngs=nnx.Rngs(0))
+        )
+        state_dict = made.torch_state_dict()
+        with pytest.raises(ValueError, match="Missing key"):
+            abstract.load_torch_state_dict({})
+        abstract.load_torch_state_dict(state_dict)
+        expected = jax.tree.map(lambda leaf: leaf.astype(param_dtype), made.params)
+        assert_same(abstract.params, expected, 0)
+        abstract.eval()
+        x = X[0] if kind == "GRUCell" else X
+        assert jax.tree.leaves(abstract(x.astype(param_dtype)))[0].dtype == param_dtype
+
+    def test_dropout_of_a_loaded_abstract_module(self):
+        """A state dict has no random state."""
+        made = with_dropout()
+        abstract = nnx.eval_shape(lambda: seqjax.nnx.LSTM(3, 5, 2, dropout=0.5, rngs=nnx.Rngs(0)))
+        abstract.load_torch_state_dict(made.torch_state_dict())
+        with pytest.raises(ValueError, match=r"draw dropout from.*nnx\.eval_shape: give rngs"):
+            abstract(X)
+        key = jax.random.key(0)
+        assert_same(abstract(X, rngs=key), made(X, rngs=key), 0)
+
     def test_leaves_of_the_tree(self):
         """A module is a pytree of its variables' arrays, of nothing else."""
         made = module()

@@ -1,4 +1,4 @@
-"""Data parallelism: a batch spread over devices gives what one device gives.
+"""A batch, or an LSTM's gates, spread over devices give what one device gives.
 
 Devices have to be made before JAX starts, so the test runs this file as a program of its own.
 """
@@ -20,11 +20,15 @@ import contract
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
+from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from test_recurrence import LeakyMean
 
 import seqjax
+import seqjax.linen
+import seqjax.nnx
 from seqjax.ops.dispatch import IMPLEMENTATIONS
 
 DEVICES = 4
@@ -207,6 +211,63 @@ def check_explicit_axes(mesh: Any, *, in_context: bool, **options: Any) -> None:
     assert specs((got.carry, got.grads.carry)) == {P("data", None)}
     assert specs(got.grads.params) == {P(None, None), P(None)}
     contract.assert_close(jax.device_get(got), expected)
+
+
+def check_annotated_nnx(layer: seqjax.Layer, mesh: Any, *, axis_type: AxisType) -> None:
+    """An LSTM's gates over two devices, where nothing but its initializers speaks of devices."""
+    mesh = two_devices(axis_type)
+    xs = cases.random_inputs((3, 2, layer.input_size))
+
+    def make(**options: Any) -> seqjax.nnx.Recurrent:
+        return seqjax.nnx.Recurrent(layer, rngs=nnx.Rngs(0), **options)
+
+    run = nnx.jit(lambda module, xs: module(xs))
+    expected = run(make(**INITIALIZERS), xs)
+    with jax.set_mesh(mesh):
+        module = make(**annotated(nnx.with_partitioning))
+        got = run(module, xs)
+    for name, spec in GATES.items():
+        array = getattr(module, name)[...]
+        assert array.sharding.is_equivalent_to(NamedSharding(mesh, spec), array.ndim), name
+    contract.assert_close(jax.device_get(got), jax.device_get(expected))
+
+
+def check_annotated_linen(layer: seqjax.Layer, mesh: Any, *, axis_type: AxisType) -> None:
+    mesh = two_devices(axis_type)
+    xs = cases.random_inputs((3, 2, layer.input_size))
+    key = jax.random.key(0)
+    plain = seqjax.linen.Recurrent(layer, **INITIALIZERS)
+    expected = plain.apply(plain.init(key, xs), xs)
+    module = seqjax.linen.Recurrent(layer, **annotated(nn.with_partitioning))
+    shardings = nn.get_sharding(jax.eval_shape(module.init, key, xs), mesh)
+    variables = jax.jit(module.init, out_shardings=shardings)(key, xs)
+    for name, spec in GATES.items():
+        array = variables["params"][name].value
+        assert array.sharding.is_equivalent_to(NamedSharding(mesh, spec), array.ndim), name
+    got = jax.jit(module.apply)(variables, xs)
+    contract.assert_close(jax.device_get(got), jax.device_get(expected))
+
+
+def two_devices(axis_type: AxisType) -> Any:
+    return jax.make_mesh((2,), ("model",), axis_types=(axis_type,), devices=jax.devices()[:2])
+
+
+GATES = {
+    "w_ih": P(None, "model"), "w_hh": P(None, "model"), "b_ih": P("model"), "b_hh": P("model"),
+}  # fmt: skip
+INITIALIZERS = {
+    "kernel_init": jax.nn.initializers.lecun_normal(),
+    "recurrent_kernel_init": jax.nn.initializers.orthogonal(),
+    "bias_init": seqjax.initializers.forget_bias(),
+}
+
+
+def annotated(with_partitioning: Any) -> dict[str, Any]:
+    """The initializers, each with the axes of `GATES`."""
+    return {
+        name: with_partitioning(init, ("model",) if name == "bias_init" else (None, "model"))
+        for name, init in INITIALIZERS.items()
+    }
 
 
 @functools.cache
@@ -426,6 +487,11 @@ CHECKS = {
     "no collective in a loop of second derivatives": functools.partial(
         check_no_collective_in_a_loop, LSTM, implementation="xla", order=2
     ),
+    **{
+        f"annotations in {name}, {axis_type}": functools.partial(check, LSTM, axis_type=axis_type)
+        for name, check in (("NNX", check_annotated_nnx), ("Linen", check_annotated_linen))
+        for axis_type in (AxisType.Auto, AxisType.Explicit)
+    },
     "plain jit": functools.partial(check_plain_jit, LSTM),
     **{
         f"explicit axes, {name}, {where(in_context)}": functools.partial(

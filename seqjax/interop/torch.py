@@ -141,7 +141,7 @@ def _params_from_arrays(arrays: Mapping[str, np.ndarray], dtype: DTypeLike | Non
 def load_params(
     name: str, params: Params, state_dict: Mapping[str, Any], prefix: str = ""
 ) -> Params:
-    """Parameters like `params` in structure, shapes and dtype, with a state dict's values.
+    """Parameters like `params` in structure, shapes, dtype and devices, with a state dict's values.
 
     Args:
       name: what they are loaded into, for the message.
@@ -152,7 +152,8 @@ def load_params(
       TypeError: it is no state dict.
       ValueError: naming every entry that is missing, unexpected or misshapen.
     """
-    expected = params_to_torch(params)
+    # Of them only structure, shapes, dtype and devices count: they may be abstract.
+    expected = params_to_torch(jax.tree.map(lambda p: np.empty(p.shape, p.dtype), params))
     values = entries_under(prefix, state_dict)
     problems = []
     if missing := expected.keys() - values.keys():
@@ -170,7 +171,13 @@ def load_params(
             )
     if problems:
         raise ValueError(f"Error(s) in loading state_dict for {name}:\n\t" + "\n\t".join(problems))
-    return _params_from_arrays(arrays, jax.tree.leaves(params)[0].dtype)
+    loaded = _params_from_arrays(arrays, jax.tree.leaves(params)[0].dtype)
+    return jax.tree.map(_put_where, params, loaded)
+
+
+def _put_where(old: Any, new: jax.Array) -> jax.Array:
+    """The new array on the devices of the old one, if that was put there and is no NumPy array."""
+    return jax.device_put(new, old.sharding) if getattr(old, "committed", False) else new
 
 
 def _cell_to_torch(params: Any, suffix: str) -> dict[str, np.ndarray]:
@@ -179,6 +186,10 @@ def _cell_to_torch(params: Any, suffix: str) -> dict[str, np.ndarray]:
     state_dict = {}
     for field, torch_name in _TORCH_NAMES.items():
         value = getattr(params, field, None)
+        if isinstance(value, jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"there are no weights yet, but shapes alone: got {value} for {torch_name + suffix}"
+            )
         if value is not None:
             array = np.asarray(value)
             if array.dtype == jnp.bfloat16:
