@@ -41,7 +41,7 @@ def load(folder: Path) -> tuple[language_network.LanguageModel, text_data.Vocabu
       CheckpointError: there is none, or it is damaged.
     """
     try:
-        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        description = checkpoints.read_json(folder / DESCRIPTION)
     except OSError as error:
         raise checkpoints.CheckpointError(
             f"cannot read {folder / DESCRIPTION} ({error.strerror}): give the --checkpoint-dir of "

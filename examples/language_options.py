@@ -25,6 +25,12 @@ TOY = {"cell": "gru", "embedding_size": 256, "hidden_size": 512, "epochs": 1000}
 TOY |= {"learning_rate": 1e-3, "clip": 1.0}
 TOY_SMOKE = {"embedding_size": 64, "hidden_size": 128, "learning_rate": 1e-2}
 
+# What the toy would not look at.
+NOT_OF_THE_TOY = ["level", "text", "train", "valid", "test", "preset", "vocabulary_size"]
+NOT_OF_THE_TOY += ["patience", "batch_size", "bptt", "optimizer", "schedule", "decay"]
+NOT_OF_THE_TOY += ["decay_after", "temperature", "sample_length", "checkpoint_dir", "log_dir"]
+NOT_OF_THE_TOY += ["devices", "coordinator", "num_processes", "process_id"]
+
 # What it means that an option has no default.
 NONE_MEANS = {
     "vocabulary_size": "all, but words that occur twice where the text has no <unk>",
@@ -93,7 +99,13 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     _add(network, "init_range", options.positive, "parameters start uniform in ± this")
 
     training = parser.add_argument_group("training")
-    _add(training, "epochs", options.at_least(1), "passes over the data; the toy stops when it can")
+    _add(
+        training,
+        "epochs",
+        options.at_least(1),
+        "passes over the data, more of which may be asked of a finished run with checkpoints; a "
+        "cosine is then that of the new number; the toy stops when it can",
+    )
     _add(training, "patience", options.at_least(1), "stop after so many without improvement")
     _add(training, "batch_size", options.at_least(1), "streams that the text is cut into")
     _add(training, "bptt", options.at_least(1), "steps of a chunk, through which gradients flow")
@@ -142,10 +154,12 @@ def parse(
     args = parser.parse_args(argv)
     given = {name: value for name, value in vars(args).items() if value is not None}
     if args.toy:
-        for name in ("level", "text", "train", "valid", "test", "preset"):
+        for name in NOT_OF_THE_TOY:
             if name in given:
+                option = "--" + name.replace("_", "-")
                 parser.error(
-                    f"argument --{name}: not allowed with argument --toy, which has no text"
+                    f"argument {option}: not allowed with argument --toy, which learns one batch "
+                    "on one device, in a minute"
                 )
     if args.text and args.train:
         parser.error("argument --train: not allowed with argument --text, which is split itself")

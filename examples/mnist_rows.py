@@ -222,7 +222,11 @@ def make_parser() -> argparse.ArgumentParser:
         count = options.at_least(1)
         parser.add_argument(name, type=count, default=default, help="default: %(default)s")
     parser.add_argument(
-        "--epochs", type=options.at_least(1), help="default: 30 for the digits, 10 for MNIST"
+        "--epochs",
+        type=options.at_least(1),
+        help="more may be asked of a finished run with checkpoints; the learning rate, which falls "
+        "to 0 along a cosine, is then that of the new number (default: 30 for the digits, 10 for "
+        "MNIST, 2 with --smoke)",
     )
     parser.add_argument(
         "--learning-rate", type=options.positive, default=5e-3, help="default: %(default)s"
@@ -240,9 +244,8 @@ def main(argv: list[str] | None = None) -> None:
     except mnist_data.DataError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     if args.epochs is None:
-        args.epochs = 10 if args.data_dir or args.download else 30
+        args.epochs = 2 if args.smoke else 10 if args.data_dir or args.download else 30
     if args.smoke:
-        args.epochs = 2
         train_set = mnist_data.Images(*(array[:512] for array in train_set))
         test_set = mnist_data.Images(*(array[:128] for array in test_set))
     if args.batch_size > len(train_set.labels):

@@ -28,14 +28,36 @@ from flax import nnx
 
 import seqjax.nnx
 
+TOLERANCES = {"float32": 1e-5, "bfloat16": 2e-3, "float16": 3e-4}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of weights and data (default: 0)")
+    parser.add_argument("--smoke", action="store_true", help="accepted; it takes seconds anyway")
+    parser.add_argument(
+        "--dtype",
+        choices=TOLERANCES,
+        default="float32",
+        help="dtype that seqjax's LSTM computes in, beside PyTorch in float32",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        help=f"largest difference allowed (default: by dtype, {TOLERANCES})",
+    )
+    return parser
+
+
 try:
     import torch
     from torch.nn.utils.rnn import pack_padded_sequence
 except ImportError:
-    print("This example needs PyTorch: pip install torch==2.13.0", file=sys.stderr)
-    raise SystemExit(2) from None
-
-TOLERANCES = {"float32": 1e-5, "bfloat16": 2e-3, "float16": 3e-4}
+    parser = make_parser()
+    parser.parse_args()  # --help needs no PyTorch.
+    parser.error("PyTorch is needed: pip install torch==2.13.0")
 
 
 class TorchClassifier(torch.nn.Module):
@@ -128,22 +150,7 @@ def largest_difference(ours: Results, theirs: Results) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of weights and data (default: 0)")
-    parser.add_argument("--smoke", action="store_true", help="accepted; it takes seconds anyway")
-    parser.add_argument(
-        "--dtype",
-        choices=TOLERANCES,
-        default="float32",
-        help="dtype that seqjax's LSTM computes in, beside PyTorch in float32",
-    )
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        help=f"largest difference allowed (default: by dtype, {TOLERANCES})",
-    )
+    parser = make_parser()
     args = parser.parse_args(argv)
     if args.seed < 0:
         parser.error(f"argument --seed: expected at least 0, got {args.seed}")

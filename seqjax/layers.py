@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from seqjax.cells.base import Carry, Layer, Params, check_layer, exportable, run_layer
+from seqjax.ops.sharding import shard_like
 
 __all__ = ["Bidirectional", "BidirectionalCarry", "BidirectionalParams", "Stack"]
 __dir__ = __all__.copy  # What dir() and tab completion show.
@@ -119,14 +120,15 @@ class Stack(Layer[tuple[Params, ...], tuple[Carry, ...]]):
         **options: Any,
     ) -> tuple[tuple[Carry, ...], jax.Array]:
         new_carry = []
-        for index, layer in enumerate(self.layers):
+        entries = zip(self.layers, params, carry, strict=True)
+        for index, (layer, layer_params, layer_carry) in enumerate(entries):
             layer_key = dropout_key = None
             if key is not None:
                 layer_key, dropout_key = jax.random.split(jax.random.fold_in(key, index))
             if index > 0 and dropout_key is not None:
                 xs = _drop(dropout_key, xs, self.dropout)
             layer_carry, xs = run_layer(
-                layer, params[index], carry[index], xs, key=layer_key, **options
+                layer, layer_params, layer_carry, xs, key=layer_key, **options
             )
             new_carry.append(layer_carry)
         return tuple(new_carry), xs
@@ -242,5 +244,5 @@ def _drop(key: jax.Array, values: jax.Array, rate: float) -> jax.Array:
         return values
     if rate == 1:  # No scale makes up for it, and 1 / (1 - rate) would be NaN in the gradient.
         return jnp.zeros_like(values)
-    keep = jax.random.bernoulli(key, 1 - rate, values.shape)
+    keep = shard_like(jax.random.bernoulli(key, 1 - rate, values.shape), values)
     return jnp.where(keep, values / (1 - rate), jnp.zeros_like(values))

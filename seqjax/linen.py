@@ -6,20 +6,22 @@ those of `seqjax.nnx`, for example `layers_0/forward/w_ih`.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from flax import linen as nn
-from flax.core import Scope
-from jax.typing import ArrayLike, DTypeLike
+from flax.core import Scope, unfreeze
+from jax.typing import ArrayLike
 
 from seqjax import cells
 from seqjax import module_arguments as arguments
-from seqjax.cells.base import Layer, Params, abstract_params
-from seqjax.interop.torch import load_params, params_to_torch, torch_arguments, torch_kind
+from seqjax.cells.base import Layer, Params
+from seqjax.cells.checks import abstract_params, check_params
+from seqjax.initial_parameters import draw
+from seqjax.interop.torch import load_params, params_to_torch
+from seqjax.interop.torch_modules import torch_arguments, torch_kind, weights_in_effect
 from seqjax.module_arguments import CellT, LSTMState, LSTMStateLike, State, StateLike, documented
 from seqjax.parameter_names import params_from_dict, params_to_dict
 
@@ -52,17 +54,20 @@ def torch_state_dict(module: _TorchModule, variables: Variables) -> dict[str, np
       NumPy arrays by PyTorch's names, in its order and layout. bfloat16, which NumPy lacks, comes
       as float32 without loss.
 
+    Raises:
+      TypeError, ValueError: the variables are of another module.
+
     >>> import jax, jax.numpy as jnp, seqjax.linen
     >>> gru = seqjax.linen.GRU(3, 5)
     >>> variables = gru.init(jax.random.key(0), jnp.ones((7, 2, 3)))
     >>> seqjax.linen.torch_state_dict(gru, variables)["weight_ih_l0"].shape
     (15, 3)
     """
-    return params_to_torch(params_from_dict(module.layer, variables["params"]))
+    return params_to_torch(_own_params(module.layer, variables["params"]))
 
 
 def load_torch_state_dict(
-    module: _TorchModule, variables: Variables, state_dict: Mapping[str, Any]
+    module: _TorchModule, variables: Variables, state_dict: Mapping[str, Any], *, prefix: str = ""
 ) -> dict[str, Any]:
     """New variables with every weight from a PyTorch state dict, cast to the dtype of the old.
 
@@ -70,9 +75,13 @@ def load_torch_state_dict(
       module: a module of this file that PyTorch has too.
       variables: its variables, as for `torch_state_dict`.
       state_dict: arrays or tensors with exactly PyTorch's names and shapes for this module.
+      prefix: where a whole model's state dict has the module, for example `"encoder.rnn."`, with or
+        without the last dot; nothing else is read.
 
     Raises:
+      TypeError: it is no state dict.
       ValueError: entries are missing, unexpected or misshapen.
+      TypeError, ValueError: the variables are of another module.
 
     >>> import jax, jax.numpy as jnp, seqjax.linen
     >>> gru, x = seqjax.linen.GRU(3, 5), jnp.ones((7, 2, 3))
@@ -83,13 +92,16 @@ def load_torch_state_dict(
     >>> bool((gru.apply(variables, x)[0] == gru.apply(trained, x)[0]).all())
     True
     """
-    params = params_from_dict(module.layer, variables["params"])
-    loaded = load_params(type(module).__name__, params, state_dict)
-    return {**variables, "params": params_to_dict(loaded)}
+    params = _own_params(module.layer, variables["params"])
+    loaded = params_to_dict(load_params(type(module).__name__, params, state_dict, prefix))
+    boxes = {name: unfreeze(variables["params"][name]) for name in loaded}
+    return {**variables, "params": nn.meta.replace_boxed(boxes, loaded)}
 
 
 def from_torch(torch_module: Any) -> tuple[_TorchModule, dict[str, Any]]:
     """A module with the configuration and dtype of PyTorch's, and variables with its weights.
+
+    The weights are those in effect: normed, pruned or parametrized ones as in eval mode.
 
     Args:
       torch_module: an RNN, LSTM, GRU or one of their cells from `torch.nn`.
@@ -98,7 +110,8 @@ def from_torch(torch_module: Any) -> tuple[_TorchModule, dict[str, Any]]:
       `(module, variables)`.
 
     Raises:
-      TypeError: it is another kind of module.
+      TypeError: it is another kind of module, or quantised.
+      ValueError: its weights are on the meta device, or of several dtypes.
 
     >>> import importlib.util, jax.numpy as jnp, seqjax.linen
     >>> if importlib.util.find_spec("torch"):
@@ -112,12 +125,14 @@ def from_torch(torch_module: Any) -> tuple[_TorchModule, dict[str, Any]]:
     module = kind(**torch_arguments(torch_module, kind))
     params = module.layer.init(jax.random.key(0), module.param_dtype)
     variables = {"params": params_to_dict(params)}
-    return module, load_torch_state_dict(module, variables, torch_module.state_dict())
+    return module, load_torch_state_dict(module, variables, weights_in_effect(torch_module))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def _traced_once(layer: Layer, key: jax.Array, dtype: DTypeLike) -> Params:
-    return layer.init(key, dtype)
+def _own_params(layer: Layer, params: Mapping[str, Any]) -> Params:
+    """The layer's parameters, out of Flax's boxes, of a scope that may be shared with others."""
+    names = params_to_dict(abstract_params(layer))
+    own = {k: v for k, v in params.items() if k in names or k.startswith("layers_")}
+    return check_params(layer, nn.meta.unbox(own))
 
 
 class _Parameters(nn.Module, arguments.ModuleArguments):
@@ -132,21 +147,26 @@ class _Parameters(nn.Module, arguments.ModuleArguments):
 
     @nn.nowrap
     def _params(self) -> Params:
-        layer, dtype = self.layer, self.param_dtype
+        layer = self.layer
+        abstract = params_to_dict(abstract_params(layer))
         drawn: dict[str, Any] = {}
 
-        def draw(key: jax.Array, name: str) -> Any:
+        def init(key: jax.Array, name: str) -> Any:
             # At every call, Flax traces the initializers of what is there, to compare shapes.
             if self.has_variable("params", name):
-                return params_to_dict(_traced_once(layer, key, dtype))[name]
+                return jax.tree.map(
+                    lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), abstract[name]
+                )
             # The first that is not there draws for all. Not compiled as one: that takes longer than
             # array by array, many of which have one shape.
             if not drawn:
-                drawn.update(params_to_dict(layer.init(key, dtype)))
+                drawn.update(draw(layer, key, self.param_dtype, self._initializers, jax.tree.map))
             return drawn[name]
 
-        names = params_to_dict(abstract_params(layer))
-        return params_from_dict(layer, {name: self.param(name, draw, name) for name in names})
+        params = {name: self.param(name, init, name) for name in abstract}
+        # Flax hands out what is asked for: layers that nobody asks for would be left out.
+        _own_params(layer, {**self.variables.get("params", {}), **params})
+        return params_from_dict(layer, params)
 
 
 class _OverSequences(_Parameters, arguments.SequenceArguments, kw_only=True):

@@ -22,6 +22,12 @@ Args:
   dtype: dtype to compute in, to which input, state and weights are cast; None: theirs, which
     must be the same.
   param_dtype: dtype of the weights.
+  kernel_init: initializer `(key, shape, dtype) -> array`, as in `jax.nn.initializers` or
+    `seqjax.initializers`, of each gate's part of the input weights w_ih, `(input_size,
+    hidden_size)`. Flax's `with_partitioning` may wrap it, and names the axes of all gates side by
+    side. None: as the layer draws it, and all weights of other names: PyTorch's distribution.
+  recurrent_kernel_init: the same of the recurrent weights w_hh, and of a projection w_hr.
+  bias_init: the same of the biases b_ih and b_hh, which are added: each at once for all gates.
   implementation: as in `seqjax.scan`.
   remat: as in `seqjax.scan`.
   deterministic: True turns dropout off; given here or in the call.
@@ -33,6 +39,7 @@ import inspect
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import jax
@@ -42,6 +49,7 @@ from jax.typing import ArrayLike, DTypeLike
 from seqjax import cells, torch_shape
 from seqjax.cells.base import Carry, Cell, Layer, Params, check_layer, check_positive, check_type
 from seqjax.cells.rnn import check_nonlinearity
+from seqjax.initial_parameters import WEIGHTS, check_initializers
 from seqjax.layers import Stack, check_dropout
 from seqjax.output_and_state import OutputAndState
 
@@ -51,6 +59,9 @@ StateLike = TypeVar("StateLike")
 """What it takes for a state: NumPy's arrays, too."""
 LSTMState = tuple[jax.Array, jax.Array]
 LSTMStateLike = tuple[ArrayLike, ArrayLike]
+
+Initializer = Callable[..., Any]
+"""`(key, shape, dtype)` to an array, or to Flax's box around it."""
 
 CellT = TypeVar("CellT", bound=Cell)
 Module = TypeVar("Module", bound="ModuleArguments")
@@ -87,6 +98,9 @@ class ModuleArguments:
 
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
+    kernel_init: Initializer | None = None
+    recurrent_kernel_init: Initializer | None = None
+    bias_init: Initializer | None = None
 
     if TYPE_CHECKING:  # A field of `Recurrent`; a property of the others, each with its own type.
 
@@ -95,8 +109,8 @@ class ModuleArguments:
 
     # With an underscore, as every method here: `nnx.tabulate` compiles a module's public ones.
     def _check(self) -> None:
-        """Raises for arguments that do not make a layer, and for dtypes that do not fit one."""
-        _ = self.layer
+        """Raises for arguments that do not make a layer, or what does not fit one."""
+        check_initializers(self.layer, self._initializers)
         if self.dtype is not None:
             _check_floating("dtype", self.dtype)
         _check_floating("param_dtype", self.param_dtype)
@@ -104,6 +118,16 @@ class ModuleArguments:
     def _params(self) -> Params:
         """The parameters, which each library's modules hold in its way."""
         raise NotImplementedError
+
+    @property
+    def _initializers(self) -> dict[str, Initializer]:
+        """Those that are given."""
+        given = {name: getattr(self, name) for name in WEIGHTS}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def _compute_dtype(self) -> DTypeLike:
+        return self.param_dtype if self.dtype is None else self.dtype
 
 
 @dataclasses.dataclass(eq=False, repr=False, kw_only=True)
@@ -170,9 +194,29 @@ class RecurrentArguments(SequenceArguments):
         """
         return self._run(input, carry, deterministic, lengths=lengths, mask=mask)
 
+    def initial_state(self, batch_shape: "tuple[int, ...]" = ()) -> "Carry":
+        """What `carry=None` means: `layer.initial_carry` for inputs in the dtype to compute in.
+
+        Args:
+          batch_shape: the input's, without time and features; () for one sequence.
+
+        Returns:
+          The state, in the structure and dtypes that a call gives it back in.
+
+        Raises:
+          TypeError: `batch_shape` is not a tuple.
+
+        >>> import seqjax, seqjax.linen
+        >>> recurrent = seqjax.linen.Recurrent(seqjax.LSTMCell(3, 5))
+        >>> carry = recurrent.initial_state((2,))
+        >>> carry.h.shape, carry.c.shape
+        ((2, 5), (2, 5))
+        """
+        return torch_shape.zero_carry(self.layer, batch_shape, self._compute_dtype)
+
 
 @dataclasses.dataclass(eq=False, repr=False)
-class TorchArguments(ModuleArguments):
+class TorchArguments(ModuleArguments, Generic[State]):
     """What modules take that PyTorch has, too."""
 
     input_size: int
@@ -186,14 +230,36 @@ class TorchArguments(ModuleArguments):
         names = self._kind.__dataclass_fields__.keys() & self.__dataclass_fields__.keys()
         return self._kind(**{name: getattr(self, name) for name in names})
 
+    def initial_state(self, batch_shape: "tuple[int, ...]" = ()) -> "State":
+        """What `hx=None` means: zeros, to start `jax.lax.scan` or `seqjax.generate` from.
+
+        Args:
+          batch_shape: `(batch,)`, or () for input without batch.
+
+        Returns:
+          The state, in the structure, layout and dtypes that a call gives it back in: `dtype`, or
+          else `param_dtype`; an LSTM's c in float32 where that is a 16-bit one.
+
+        Raises:
+          TypeError, ValueError: `batch_shape` is not a tuple, or has more than one entry.
+
+        >>> import jax.numpy as jnp, seqjax.linen
+        >>> lstm = seqjax.linen.LSTM(10, 20, num_layers=2, dtype=jnp.bfloat16)
+        >>> h, c = lstm.initial_state((3,))
+        >>> h.shape, h.dtype.name, c.dtype.name
+        ((2, 3, 20), 'bfloat16', 'float32')
+        """
+        name = type(self).__name__
+        return torch_shape.zero_state(name, self.layer, batch_shape, self._compute_dtype)
+
 
 @dataclasses.dataclass(eq=False, repr=False)
-class _Sizes(TorchArguments):
+class _Sizes(TorchArguments[State]):
     num_layers: int = 1
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class LayerArguments(_Sizes, SequenceArguments, Generic[StateLike, State]):
+class LayerArguments(_Sizes[State], SequenceArguments, Generic[StateLike, State]):
     """The arguments that `RNN`, `LSTM` and `GRU` share."""
 
     bias: bool = True
@@ -281,12 +347,12 @@ def _level_of_user() -> int:
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class _SizesAndNonlinearity(_Sizes):
+class _SizesAndNonlinearity(_Sizes[State]):
     nonlinearity: str = "tanh"
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class RNNArguments(LayerArguments[ArrayLike, jax.Array], _SizesAndNonlinearity):
+class RNNArguments(LayerArguments[ArrayLike, jax.Array], _SizesAndNonlinearity[jax.Array]):
     """The arguments of `RNN`; this order of bases puts `nonlinearity` where PyTorch has it."""
 
     _kind = cells.RNNCell
@@ -312,7 +378,7 @@ class GRUArguments(LayerArguments[ArrayLike, jax.Array]):
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class CellArguments(TorchArguments, Generic[CellT, StateLike, State]):
+class CellArguments(TorchArguments[State], Generic[CellT, StateLike, State]):
     """The arguments that `RNNCell`, `LSTMCell` and `GRUCell` share."""
 
     bias: bool = True

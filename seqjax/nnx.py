@@ -7,7 +7,7 @@ those of `seqjax.linen`, for example `layers_0/forward/w_ih`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Self, TypeVar, dataclass_transform
 
 import jax
@@ -17,7 +17,9 @@ from jax.typing import ArrayLike
 
 from seqjax import module_arguments as arguments
 from seqjax.cells.base import Carry, Params
-from seqjax.interop.torch import load_params, params_to_torch, torch_arguments, torch_kind
+from seqjax.initial_parameters import draw
+from seqjax.interop.torch import load_params, params_to_torch
+from seqjax.interop.torch_modules import torch_arguments, torch_kind, weights_in_effect
 from seqjax.module_arguments import LSTMState, LSTMStateLike, State, StateLike, documented
 from seqjax.parameter_names import params_from_dict, params_to_dict
 
@@ -41,6 +43,13 @@ def _module(cls: type[Module]) -> type[Module]:
     return module
 
 
+def _in_box(function: Callable[..., jax.Array], *boxes: Any) -> Any:
+    """`function` of what `nnx.with_metadata` and its like have put into boxes, in such a box."""
+    if not isinstance(boxes[0], nnx.VariableMetadata):
+        return function(*boxes)
+    return dataclasses.replace(boxes[0], raw_value=function(*(box.raw_value for box in boxes)))
+
+
 @nnx.dataclass(eq=False)
 class _Parameters(nnx.Module, arguments.ModuleArguments):
     """The parameters of one layer of the core, as `nnx.Param`s under their names."""
@@ -53,8 +62,11 @@ class _Parameters(nnx.Module, arguments.ModuleArguments):
             raise TypeError(
                 f"rngs should be an nnx.Rngs, such as nnx.Rngs(0), got: {type(rngs).__name__}"
             )
-        params = self.layer.init(rngs.params(), self.param_dtype)
-        for name, tree in params_to_dict(params).items():
+        initializers = self._initializers
+        for name in initializers:  # Functions kept would make the graphs of equal modules differ.
+            vars(self)[name] = None
+        params = draw(self.layer, rngs.params(), self.param_dtype, initializers, _in_box)
+        for name, tree in params.items():
             if hasattr(type(self), name) or name in type(self).__dataclass_fields__:
                 raise ValueError(
                     f"the layer has a parameter {name!r}, but {type(self).__name__} has an "
@@ -70,16 +82,18 @@ class _Parameters(nnx.Module, arguments.ModuleArguments):
                 changed = object.__new__(type(self))
                 vars(changed).update(vars(self) | {name: value})
                 changed._check()
-                if changed._shapes_and_dtypes() != self._shapes_and_dtypes():
+                if changed._drawn() != self._drawn():
                     raise ValueError(
                         f"the module's weights are made for {name}={getattr(self, name)!r}: make "
                         f"another module with {name}={value!r}"
                     )
             super().__setattr__(name, value)
 
-    def _shapes_and_dtypes(self) -> Params:
-        """Of what the constructor draws."""
-        return jax.eval_shape(lambda key: self.layer.init(key, self.param_dtype), jax.random.key(0))
+    def _drawn(self) -> tuple[Any, Params]:
+        """By what the constructor draws, and of what shapes and dtypes."""
+        key = jax.random.key(0)
+        shapes = jax.eval_shape(lambda key: self.layer.init(key, self.param_dtype), key)
+        return self._initializers, shapes
 
     @property
     def params(self) -> Params:
@@ -105,33 +119,39 @@ class _TorchWeights(_Parameters):
         """
         return params_to_torch(self.params)
 
-    def load_torch_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_torch_state_dict(self, state_dict: Mapping[str, Any], *, prefix: str = "") -> None:
         """Sets every weight from a PyTorch state dict, cast to the module's own dtype.
 
         Args:
           state_dict: arrays or tensors with exactly PyTorch's names and shapes for this module.
+          prefix: where a whole model's state dict has the module, for example `"encoder.rnn."`,
+            with or without the last dot; nothing else is read.
 
         Raises:
+          TypeError: it is no state dict.
           ValueError: entries are missing, unexpected or misshapen; nothing is changed then.
         """
-        params = load_params(type(self).__name__, self.params, state_dict)
+        params = load_params(type(self).__name__, self.params, state_dict, prefix)
         nnx.update(self, params_to_dict(params))
 
     @classmethod
     def from_torch(cls, torch_module: Any, *, rngs: nnx.Rngs | None = None) -> Self:
         """A module with the configuration, weights, dtype and training mode of PyTorch's.
 
+        The weights are those in effect: normed, pruned or parametrized ones as in eval mode.
+
         Args:
           torch_module: the `torch.nn` module of the same name.
           rngs: where dropout draws from; None means `nnx.Rngs(0)`.
 
         Raises:
-          TypeError: it is another kind of module.
+          TypeError: it is another kind of module, or quantised.
+          ValueError: its weights are on the meta device, or of several dtypes.
         """
         torch_kind(torch_module, [cls.__name__])
         draws = nnx.Rngs(0) if rngs is None else rngs
         module = cls(**torch_arguments(torch_module, cls), rngs=draws)
-        module.load_torch_state_dict(torch_module.state_dict())
+        module.load_torch_state_dict(weights_in_effect(torch_module))
         module.set_attributes(deterministic=not torch_module.training, raise_if_not_found=False)
         return module
 

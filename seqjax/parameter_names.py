@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 
-from seqjax.cells.base import Layer, Params, abstract_params
+from seqjax.cells.base import Layer, Params
+from seqjax.cells.checks import abstract_params, key_name
 
 
 def params_to_dict(params: Params) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def params_to_dict(params: Params) -> dict[str, Any]:
                 "a layer's parameters should be a NamedTuple, tuple or dict of arrays, so that "
                 f"each has a name; got a lone {type(leaf).__name__}"
             )
-        *parents, name = (_name(entry) for entry in path)
+        *parents, name = (key_name(entry) for entry in path)
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
@@ -44,17 +45,7 @@ def params_from_dict(
     def find(path: tuple[Any, ...], _: Any) -> Any:
         node: Any = tree
         for entry in path:
-            node = node[_name(entry)]
+            node = node[key_name(entry)]
         return read(node)
 
     return jax.tree_util.tree_map_with_path(find, abstract_params(layer))
-
-
-def _name(entry: Any) -> str:
-    match entry:
-        case jax.tree_util.GetAttrKey(name=name):
-            return name
-        case jax.tree_util.SequenceKey(idx=index):
-            return f"layers_{index}"
-        case _:
-            return str(entry.key)

@@ -12,13 +12,13 @@ from seqjax.cells.base import (
     Layer,
     Params,
     ParamsT,
-    abstract_carry,
     check_layer,
     check_type,
-    initial_carry,
     run_layer,
 )
+from seqjax.cells.checks import as_array, check_carry, check_input, initial_carry
 from seqjax.ops.dispatch import check_implementation
+from seqjax.ops.masking import where_valid
 
 __all__ = ["scan"]
 __dir__ = __all__.copy  # What dir() and tab completion show.
@@ -45,7 +45,8 @@ def scan(
 
     Args:
       layer: a cell, `Stack`, `Bidirectional` or a `Layer` of your own.
-      params: its parameters, as from `layer.init`.
+      params: its parameters, as from `layer.init`; or nested dicts and lists of arrays with the
+        same names, as in a checkpoint that was restored without a target.
       xs: inputs, `(T, *batch, layer.input_size)`, in the parameters' floating dtype. No batch
         dimension means one sequence.
       carry: state before the first step, as from `layer.initial_carry(batch, xs.dtype)`; None
@@ -54,18 +55,20 @@ def scan(
         `seqjax.lengths_to_mask`.
       reverse: run from the last step to the first. Outputs stay at their own time.
       key: random key. Given, the run is training and dropout is drawn from it; None: no dropout.
-      unroll: steps per iteration of the loop, as in `jax.lax.scan`.
+      unroll: steps per iteration of the loop, as in `jax.lax.scan`; above 1 it needs a T that is a
+        number, not symbolic.
       implementation: "scan" (plain `jax.lax.scan`), "xla" (whole sequences with a derivative of its
         own, faster to train), or None for the best that applies.
       remat: in training, keep the state at every √T-th step and recompute the rest in the backward
-        pass: for one more forward pass, memory grows with √T but for inputs and outputs.
+        pass: for one more forward pass, memory grows with √T but for inputs and outputs. Of a
+        symbolic T, every 32nd is kept.
 
     Returns:
       `(carry, ys)`: the state after the last valid step, and the outputs
       `(T, *batch, layer.output_size)` in the dtype of `xs`.
 
     Raises:
-      TypeError: a dtype, the carry's structure or an argument's type is wrong.
+      TypeError: a dtype, a structure or an argument's type is wrong.
       ValueError: a shape is wrong, or the implementation unknown or not applicable.
 
     >>> import jax, seqjax
@@ -78,17 +81,19 @@ def scan(
     """
     check_layer("layer", layer)
     check_implementation(implementation)
+    check_type("reverse", reverse, bool)
     check_type("remat", remat, bool)
-    xs = jnp.asarray(xs)
-    _check_inputs(layer, params, xs)
+    xs = as_array("xs", xs)
+    if xs.ndim < 2:
+        raise ValueError(
+            f"xs should have at least 2 dimensions (T, *batch, features), got shape {xs.shape}"
+        )
+    params = check_input("xs", layer, params, xs)
     if mask is not None:
-        mask = jnp.asarray(mask)
+        mask = as_array("mask", mask)
         _check_mask(mask, xs)
-    if carry is None:
-        carry = initial_carry(layer, xs.shape[1:-1], xs.dtype)
-    else:
-        carry = jax.tree.map(jnp.asarray, carry)
-        _check_carry(layer, carry, xs)
+    if carry is not None:
+        carry = check_carry(layer, carry, xs.shape[1:-1], xs.dtype)
     return _scan(
         layer, params, xs, carry, mask, key,
         reverse=reverse, unroll=unroll, implementation=implementation, remat=remat,
@@ -97,39 +102,40 @@ def scan(
 
 # Compiled here, too, so that a call outside jit, or its gradient, compiles once. Not inlined into
 # what calls it: the gradient of an inlined loop would compile anew every time.
+# Arguments that nothing is computed from, where there are no steps, still say on which devices.
 @functools.partial(
-    jax.jit, static_argnums=0, static_argnames=("reverse", "unroll", "implementation", "remat")
+    jax.jit,
+    static_argnums=0,
+    static_argnames=("reverse", "unroll", "implementation", "remat"),
+    keep_unused=True,
 )
 def _scan(
     layer: Layer,
     params: Params,
     xs: jax.Array,
-    carry: Carry,
+    carry: Carry | None,
     mask: jax.Array | None,
     key: jax.Array | None,
     **options: Any,
 ) -> tuple[Carry, jax.Array]:
-    return run_layer(layer, params, carry, xs, mask=mask, key=key, **options)
+    def run(carry: Carry) -> tuple[Carry, jax.Array]:
+        return run_layer(layer, params, carry, xs, mask=mask, key=key, **options)
 
+    if carry is None:
+        return run(initial_carry(layer, xs.shape[1:-1], xs.dtype))
+    if mask is None:
+        return run(carry)
 
-def _check_inputs(layer: Layer, params: Params, xs: jax.Array) -> None:
-    if xs.ndim < 2:
-        raise ValueError(
-            f"xs should have at least 2 dimensions (T, *batch, features), got shape {xs.shape}"
-        )
-    if xs.shape[-1] != layer.input_size:
-        raise ValueError(
-            f"xs.shape[-1] must be equal to input_size. Expected {layer.input_size}, "
-            f"got {xs.shape[-1]}"
-        )
-    if not jnp.issubdtype(xs.dtype, jnp.floating):
-        raise TypeError(f"xs should have a floating dtype, got: {xs.dtype}")
-    for leaf in jax.tree.leaves(params):
-        if leaf.dtype != xs.dtype:
-            raise TypeError(
-                f"xs and params should have one dtype, got: {xs.dtype} and {leaf.dtype}. "
-                "Cast one of them, for example jax.tree.map(lambda p: p.astype(xs.dtype), params)"
-            )
+    # NaN in the state of a row that is all padding would reach the weights' gradients, as 0 * NaN.
+    rows = mask.any(axis=0)
+
+    def where_read(values: jax.Array, otherwise: jax.Array) -> jax.Array:
+        by_row = values.shape[: rows.ndim] == rows.shape
+        return where_valid(rows, values, otherwise) if by_row else values
+
+    read = jax.tree.map(lambda leaf: where_read(leaf, jnp.zeros_like(leaf)), carry)
+    end, ys = run(read)
+    return jax.tree.map(where_read, end, carry), ys
 
 
 def _check_mask(mask: jax.Array, xs: jax.Array) -> None:
@@ -139,20 +145,3 @@ def _check_mask(mask: jax.Array, xs: jax.Array) -> None:
         raise ValueError(
             f"mask should have the shape of xs without features, {xs.shape[:-1]}, got: {mask.shape}"
         )
-
-
-def _check_carry(layer: Layer, carry: Carry, xs: jax.Array) -> None:
-    expected = abstract_carry(layer, xs.shape[1:-1], xs.dtype)
-    got_structure, structure = jax.tree.structure(carry), jax.tree.structure(expected)
-    if got_structure != structure:  # type: ignore[operator]
-        raise TypeError(
-            f"carry should have the structure {structure}, got: {got_structure}. "
-            "layer.initial_carry(batch_shape, dtype) makes one"
-        )
-    expected_leaves = jax.tree_util.tree_leaves_with_path(expected)
-    for (path, want), got in zip(expected_leaves, jax.tree.leaves(carry), strict=True):
-        name = "carry" + jax.tree_util.keystr(path)
-        if got.shape != want.shape:
-            raise ValueError(f"{name}: expected shape {want.shape}, got {got.shape}")
-        if got.dtype != want.dtype:
-            raise TypeError(f"{name}: expected dtype {want.dtype}, got {got.dtype}")

@@ -1,5 +1,6 @@
 """Ragged sequences: lengths and masks, padding and unpadding."""
 
+import functools
 import operator
 from collections.abc import Iterable
 from types import ModuleType
@@ -8,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import max_dim
+from jax.export import is_symbolic_dim
 from jax.typing import ArrayLike
 
 __all__ = ["lengths_to_mask", "mask_to_lengths", "pad_sequence", "unpad_sequence"]
@@ -19,7 +22,7 @@ def lengths_to_mask(lengths: ArrayLike, max_length: int, *, batch_first: bool = 
 
     Args:
       lengths: integers in [0, max_length], `(*batch,)`, sorted or not, traced or not.
-      max_length: T, number of steps with the padding.
+      max_length: T, number of steps with the padding; may be symbolic, as in `jax.export`.
       batch_first: put the time axis last, `(*batch, T)`, instead of first.
 
     Returns:
@@ -27,19 +30,22 @@ def lengths_to_mask(lengths: ArrayLike, max_length: int, *, batch_first: bool = 
 
     Raises:
       TypeError: the lengths are not integers, or max_length is not an int.
-      ValueError: a length is out of range (noticed where the lengths are concrete, not traced).
+      ValueError: a length is out of range (noticed where lengths and max_length are numbers, not
+        traced or symbolic).
 
     >>> lengths_to_mask([1, 3], 3).astype(int).tolist()
     [[1, 1], [0, 1], [0, 1]]
     >>> lengths_to_mask([1, 3], 3, batch_first=True).astype(int).tolist()
     [[1, 0, 0], [1, 1, 1]]
     """
-    max_length = operator.index(max_length)
-    checked = _integer_array(lengths)
+    if not is_symbolic_dim(max_length):
+        max_length = operator.index(max_length)
+    checked = integer_array(lengths)
     if isinstance(checked, np.ndarray):
         _check_range(checked, max_length)
     # Compared in int32: a length of a narrow or unsigned dtype neither overflows nor promotes.
-    mask = jnp.arange(max_length, dtype=jnp.int32) < checked.astype(jnp.int32)[..., None]
+    steps = jnp.expand_dims(jnp.arange(max_length, dtype=jnp.int32), tuple(range(checked.ndim)))
+    mask = steps < checked.astype(jnp.int32)[..., None]
     return mask if batch_first else jnp.moveaxis(mask, -1, 0)
 
 
@@ -62,7 +68,7 @@ def mask_to_lengths(mask: ArrayLike, *, batch_first: bool = False) -> jax.Array:
     >>> mask_to_lengths(lengths_to_mask([1, 3, 0], 3)).tolist()
     [1, 3, 0]
     """
-    mask = _concrete_or_traced(mask)
+    mask = concrete_or_traced(mask)
     if mask.dtype != jnp.bool_:
         raise TypeError(f"mask should be of dtype bool, got: {mask.dtype}")
     if mask.ndim == 0:
@@ -113,7 +119,7 @@ def pad_sequence(
     if padding_side not in ("left", "right"):
         raise ValueError(f"padding_side should be 'left' or 'right', got: {padding_side!r}")
     arrays, xp = _as_arrays(sequences)
-    longest = max(array.shape[0] for array in arrays)
+    longest = functools.reduce(max_dim, (array.shape[0] for array in arrays))
 
     def pad(array: Any) -> Any:
         missing = longest - array.shape[0]
@@ -147,13 +153,13 @@ def unpad_sequence(
     >>> [row.tolist() for row in unpad_sequence(padded, [2, 3])]
     [[4, 5], [1, 2, 3]]
     """
-    padded = _concrete_or_traced(padded_sequences)
+    padded = concrete_or_traced(padded_sequences)
     if padded.ndim < 2:
         raise ValueError(
             "padded_sequences should have at least 2 dimensions (T, batch, *features), "
             f"got shape {padded.shape}"
         )
-    checked = _integer_array(lengths)
+    checked = integer_array(lengths)
     if not isinstance(checked, np.ndarray):
         raise TypeError(
             "unpad_sequence needs concrete lengths, got a traced array: lengths decide the shapes "
@@ -171,15 +177,15 @@ def unpad_sequence(
     return [jnp.asarray(row[:length]) for row, length in rows]
 
 
-def _concrete_or_traced(values: ArrayLike) -> np.ndarray | jax.Array:
+def concrete_or_traced(values: ArrayLike) -> np.ndarray | jax.Array:
     """A NumPy array whose values can be looked at, or a traced one whose values cannot."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values)):
         return jnp.asarray(values)
     return np.asarray(values)
 
 
-def _integer_array(lengths: ArrayLike) -> np.ndarray | jax.Array:
-    array = _concrete_or_traced(lengths)
+def integer_array(lengths: ArrayLike) -> np.ndarray | jax.Array:
+    array = concrete_or_traced(lengths)
     if array.size == 0:
         return array.astype(jnp.int32)  # To NumPy an empty list is one of floats.
     if not jnp.issubdtype(array.dtype, jnp.integer):
@@ -187,8 +193,10 @@ def _integer_array(lengths: ArrayLike) -> np.ndarray | jax.Array:
     return array
 
 
-def _check_range(lengths: np.ndarray, max_length: int) -> None:
-    if lengths.size and (lengths.min() < 0 or lengths.max() > max_length):
+def _check_range(lengths: np.ndarray, max_length: Any) -> None:
+    """Whether a length is above a symbolic number of steps is not known."""
+    most = np.inf if is_symbolic_dim(max_length) else max_length
+    if lengths.size and (lengths.min() < 0 or lengths.max() > most):
         raise ValueError(
             f"lengths should be between 0 and the number of steps {max_length}, "
             f"got: min {lengths.min()} and max {lengths.max()}"

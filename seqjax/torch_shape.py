@@ -12,14 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from seqjax.cells.base import (
-    Carry,
-    Cell,
-    Layer,
-    Params,
-    abstract_carry,
-    initial_carry,
-)
+from seqjax.cells.base import Carry, Cell, Layer, Params
+from seqjax.cells.checks import abstract_carry, as_array, initial_carry
 from seqjax.layers import Bidirectional, BidirectionalCarry, Stack
 from seqjax.recurrence import scan
 from seqjax.sequences import lengths_to_mask
@@ -66,7 +60,7 @@ def apply_recurrent(
       dtype: dtype to compute in; None means the input's, which the parameters must then have.
       implementation, remat: as in `seqjax.scan`.
     """
-    params, xs = _in_compute_dtype(name, params, jnp.asarray(input), dtype)
+    params, xs = _in_compute_dtype(name, params, as_array(f"{name}: input", input), dtype)
     if batch_first and xs.ndim > 1:
         xs = jnp.moveaxis(xs, -2, 0)
     time_major_mask = _time_major_mask(lengths, mask, xs.shape[:-1], batch_first)
@@ -102,7 +96,7 @@ def apply_stack(
     Returns:
       `output, h_n` or `output, (h_n, c_n)`.
     """
-    input = jnp.asarray(input)
+    input = as_array(f"{name}: input", input)
     if input.ndim not in (2, 3):
         raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.ndim}D instead")
     time_axis = 1 if batch_first and input.ndim == 3 else 0
@@ -141,7 +135,7 @@ def apply_cell(
       hx: `h`, or `(h, c)` for an LSTM; None means zeros.
       dtype: as in `apply_recurrent`.
     """
-    input = jnp.asarray(input)
+    input = as_array(f"{name}: input", input)
     if input.ndim not in (1, 2):
         raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.ndim}D instead")
     params, x = _in_compute_dtype(name, params, input, dtype)
@@ -157,6 +151,24 @@ def apply_cell(
         carry = _cast_carry(name, cell, carry, x[None], cast=dtype is not None)
     carry, _ = _step(cell, params, carry, x)
     return _without_names(carry)
+
+
+def zero_carry(layer: Layer, batch_shape: tuple[int, ...], dtype: DTypeLike) -> Carry:
+    """What `apply_recurrent` starts from where it is given no carry."""
+    if not isinstance(batch_shape, tuple):
+        raise TypeError(
+            "batch_shape should be a tuple, such as (4,) for 4 rows or () for one sequence, "
+            f"got: {batch_shape!r}"
+        )
+    return initial_carry(layer, batch_shape, jnp.dtype(dtype))
+
+
+def zero_state(name: str, layer: Layer, batch_shape: tuple[int, ...], dtype: DTypeLike) -> Any:
+    """What `apply_stack` and `apply_cell` start from where `hx` is None, as they would take it."""
+    carry = zero_carry(layer, batch_shape, dtype)
+    if len(batch_shape) > 1:
+        raise ValueError(f"{name}: batch_shape should be (batch,) or (), got: {batch_shape}")
+    return _join_state(carry) if isinstance(layer, Stack) else _without_names(carry)
 
 
 # Compiled for calls outside jit, as `scan` is.

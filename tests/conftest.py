@@ -1,4 +1,4 @@
-"""Settings for every test: strict dtype promotion, quick compilation, 64-bit types on request."""
+"""Settings for every test: no promotion of dtypes or ranks, quick compilation, 64-bit types on request."""
 
 import gc
 import os
@@ -10,6 +10,7 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)
 
 # Thousands of small programs run once each: what takes time is compiling them. XLA reads its flags

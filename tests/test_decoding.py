@@ -2,13 +2,16 @@
 
 import functools
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax import export
 
 import seqjax
 import seqjax.nnx
@@ -48,13 +51,17 @@ class Model:
             carry, logits = self.jit_step(carry, jnp.array([token]))
         return carry, np.asarray(logits[0], np.float64)
 
-    def log_probability(self, prompt: list[int], tokens: tuple[int, ...]) -> float:
-        total, carry, logits = 0.0, *self.read(prompt)
+    def log_probabilities(self, prompt: list[int], tokens: Sequence[int]) -> list[float]:
+        """Of each token, given those before it."""
+        found, (carry, logits) = [], self.read(prompt)
         for token in tokens:
-            total += logits[token] - np.logaddexp.reduce(logits)
+            found.append(logits[token] - np.logaddexp.reduce(logits))
             carry, batched = self.jit_step(carry, jnp.array([token]))
             logits = np.asarray(batched[0], np.float64)
-        return total
+        return found
+
+    def log_probability(self, prompt: list[int], tokens: Sequence[int]) -> float:
+        return sum(self.log_probabilities(prompt, tokens))
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +106,11 @@ class TestGenerate:
         assert got.lengths.tolist() == lengths
         for row, (tokens, carry) in enumerate(expected):
             assert got.tokens[:, row].tolist() == tokens + [STOP] * (6 - len(tokens))
+            np.testing.assert_allclose(
+                got.log_probabilities[:, row],
+                model.log_probabilities(PROMPTS[row], tokens) + [0.0] * (6 - len(tokens)),
+                atol=1e-5,
+            )
             row_carry = jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], got.carry)
             for a, b in zip(jax.tree.leaves(row_carry), jax.tree.leaves(carry), strict=True):
                 np.testing.assert_allclose(a, b, atol=1e-5)
@@ -136,24 +148,58 @@ class TestGenerate:
             ({"top_p": 0.65}, [0, 0, 3 / 7, 4 / 7]),
             ({"top_p": 0.75}, [0, 2 / 9, 3 / 9, 4 / 9]),
             ({"top_p": 0.01}, [0, 0, 0, 1]),
+            # At any temperature a token of probability 0 stays one, and the likeliest come first.
+            ({"temperature": jnp.inf}, [1 / 4, 1 / 4, 1 / 4, 1 / 4]),
+            ({"temperature": 1e300}, [1 / 4, 1 / 4, 1 / 4, 1 / 4]),
+            ({"temperature": 1e-30}, [0, 0, 0, 1]),
+            ({"temperature": jnp.inf, "top_k": 2}, [0, 0, 1 / 2, 1 / 2]),
+            ({"temperature": 1e30, "top_p": 0.6}, [0, 1 / 3, 1 / 3, 1 / 3]),
+            ({"top_p": 1e-300}, [0, 0, 0, 1]),
             # After the two likeliest are left, 4/7 of what remains is less than 0.6.
             ({"top_k": 2, "top_p": 0.6}, [0, 0, 3 / 7, 4 / 7]),
             ({"top_k": 3, "top_p": 0.44}, [0, 0, 0, 1]),
         ],
     )
     def test_distribution(self, options: dict[str, Any], weights: list[float]) -> None:
-        """20,000 draws: frequencies within five standard deviations."""
+        """20,000 draws: frequencies within five standard deviations. The last token has none."""
         draws = 20_000
-        logits = jnp.log(jnp.array([0.1, 0.2, 0.3, 0.4]))
+        weights = [*weights, 0]
+        logits = jnp.log(jnp.array([0.1, 0.2, 0.3, 0.4, 0.0]))
 
         def step(carry: Any, token: jax.Array) -> Any:
-            return carry, jnp.broadcast_to(logits, (draws, 4))
+            return carry, jnp.broadcast_to(logits, (draws, 5))
 
         prompt = jnp.zeros((1, draws), int)
         tokens = seqjax.generate(step, (), prompt, max_tokens=1, key=KEY, **options).tokens
-        counts = np.bincount(tokens[0], minlength=4) / draws
+        counts = np.bincount(tokens[0], minlength=5) / draws
         spread = 5 * np.sqrt(np.array(weights) * (1 - np.array(weights)) / draws)
         assert (np.abs(counts - weights) <= spread).all(), counts
+
+    @pytest.mark.parametrize("name", ["temperature", "top_p"])
+    def test_numbers_of_each_row(self, name: str) -> None:
+        """As many rows as tokens. A row's are those that it has where all rows have its number."""
+        numbers = {"temperature": [0.0, 0.5, 1.0, 9.0], "top_p": [1e-9, 0.5, 0.9, 1.0]}[name]
+        model = Model()
+
+        @jax.jit
+        def run(number: Any) -> jax.Array:
+            prompt, options = jnp.ones((1, 4), int), {"max_tokens": 20, "key": KEY, name: number}
+            return seqjax.generate(model.step, model.carry(4), prompt, **options).tokens
+
+        tokens = run(jnp.array(numbers))
+        assert len({tuple(row) for row in tokens.T.tolist()}) == 4
+        for row, number in enumerate(numbers):
+            assert tokens[:, row].tolist() == run(number)[:, row].tolist()
+
+    def test_log_probabilities_are_the_models(self, model: Model) -> None:
+        """Whatever the tokens were drawn from."""
+        got = seqjax.generate(
+            model.step, model.carry(2), [[1, 3]],
+            max_tokens=5, key=KEY, temperature=3.0, top_k=3, top_p=0.9,
+        )  # fmt: skip
+        for row, prompt in enumerate([[1], [3]]):
+            expected = model.log_probabilities(prompt, got.tokens[:, row].tolist())
+            np.testing.assert_allclose(got.log_probabilities[:, row], expected, atol=1e-5)
 
     def test_ends_when_every_row_has(self) -> None:
         """Row r writes r + 2 tokens and then its own stop token: so many steps run, and no more."""
@@ -275,22 +321,27 @@ class TestBeamSearch:
         length = 7
         prompt, prompt_lengths = padded(PROMPTS)
         got = jax.jit(
-            lambda prompt: seqjax.beam_search(
+            lambda prompt, lengths, penalty: seqjax.beam_search(
                 model.step,
                 model.carry(4),
                 prompt,
                 max_tokens=length,
                 num_beams=num_beams,
                 stop_token=STOP,
-                length_penalty=length_penalty,
-                prompt_lengths=prompt_lengths,
+                length_penalty=penalty,
+                prompt_lengths=lengths,
             )
-        )(prompt)
+        )(prompt, jnp.array(prompt_lengths), length_penalty)
         for row, one in enumerate(PROMPTS):
             expected = beams_by_a_loop(model, one, length, num_beams, length_penalty)
             for beam, (score, tokens) in enumerate(expected):
                 assert got.tokens[: len(tokens), row, beam].tolist() == list(tokens)
                 np.testing.assert_allclose(got.scores[row, beam], score, atol=1e-4)
+                np.testing.assert_allclose(
+                    got.log_probabilities[:, row, beam],
+                    model.log_probabilities(one, tokens) + [0.0] * (length - len(tokens)),
+                    atol=1e-4,
+                )
 
     def test_one_beam_is_greedy(self, model: Model) -> None:
         prompt, lengths = padded(PROMPTS)
@@ -299,10 +350,13 @@ class TestBeamSearch:
         beams = seqjax.beam_search(model.step, model.carry(4), prompt, num_beams=1, **options)
         assert beams.tokens[..., 0].tolist() == greedy.tokens.tolist()
 
-    def test_fewer_sequences_than_beams(self, model: Model) -> None:
+    @pytest.mark.parametrize("length_penalty", [0.0, np.inf])
+    def test_fewer_sequences_than_beams(self, model: Model, length_penalty: float) -> None:
+        """All of one token, which no penalty changes."""
         beams = seqjax.beam_search(
-            model.step, model.carry(1), [[1]], max_tokens=1, num_beams=6, stop_token=STOP
-        )
+            model.step, model.carry(1), [[1]],
+            max_tokens=1, num_beams=6, stop_token=STOP, length_penalty=length_penalty,
+        )  # fmt: skip
         assert jnp.isfinite(beams.scores[0]).sum() == VOCABULARY
         assert sorted(beams.tokens[0, 0, :VOCABULARY].tolist()) == list(range(VOCABULARY))
         np.testing.assert_allclose(jnp.exp(beams.scores[0]).sum(), 1, atol=1e-5)
@@ -335,6 +389,248 @@ def beams_by_a_loop(
     return sorted(complete + cut_off, reverse=True)[:num_beams]
 
 
+FUNCTIONS = {
+    "generate": functools.partial(seqjax.generate, temperature=0.0),
+    "beam_search": functools.partial(seqjax.beam_search, num_beams=3),
+}
+each_function = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+
+TABLE = np.random.default_rng(0).normal(size=(VOCABULARY, VOCABULARY)).astype(np.float32)
+
+
+def table_step(carry: jax.Array, token: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A model of two lines, as many features as tokens."""
+    logits = jnp.asarray(TABLE, carry.dtype)[token] + jnp.sin(carry)
+    return 0.5 * carry + logits, logits
+
+
+def rows(number: int) -> jax.Array:
+    """Its first state."""
+    return jnp.zeros((number, VOCABULARY))
+
+
+class TestCarryAxis:
+    @each_function
+    def test_asks_where_the_rows_are(self, function: Any) -> None:
+        """Two rows of a model of two layers, in PyTorch's layout: both axes fit, one is right."""
+        run = functools.partial(function, max_tokens=5)
+
+        def step(carry: Any, token: jax.Array) -> Any:
+            state, logits = table_step(carry["layers"][0], token)
+            return {"layers": jnp.stack([state, carry["layers"][1] + state])}, logits
+
+        def carry(number: int) -> Any:
+            return {"layers": jnp.zeros((2, number, VOCABULARY))}
+
+        message = r"carry\['layers'\] should .* \(2, 2, 4\), .* fit are \[0, 1\]. Give carry_axis"
+        with pytest.raises(ValueError, match=message):
+            run(step, carry(2), [[1, 3]])
+        got = run(step, carry(2), [[1, 3]], carry_axis={"layers": -2})
+        for row, token in enumerate((1, 3)):
+            alone = run(step, carry(1), [[token]], carry_axis=1)
+            np.testing.assert_array_equal(got.tokens[:, row], alone.tokens[:, 0])
+            np.testing.assert_allclose(
+                got.log_probabilities[:, row], alone.log_probabilities[:, 0], atol=1e-5
+            )
+
+    @each_function
+    def test_0_is_taken_as_said(self, function: Any) -> None:
+        """As many features as rows: an error where nothing is said."""
+        run = functools.partial(function, table_step, max_tokens=3)
+        with pytest.raises(ValueError, match=r"carry should have 4 rows.* on no other axis"):
+            run(rows(4), [[0, 1, 2, 3]])
+        got = run(rows(4), [[0, 1, 2, 3]], carry_axis=0)
+        np.testing.assert_array_equal(got.tokens[:, :3], run(rows(3), [[0, 1, 2]]).tokens)
+
+    @each_function
+    def test_leaves_without_rows(self, function: Any) -> None:
+        """A counter, a key, and memory that looks like rows: as if they were no part of it."""
+        memory = jnp.array([0.1, 0.7])
+
+        def noisy(state: Any, token: Any, count: Any, key: Any, memory: Any) -> Any:
+            state, logits = table_step(state, token)
+            noise = jax.random.normal(jax.random.fold_in(key, count), (1, VOCABULARY))
+            return state, logits + memory.sum() * noise
+
+        def step(carry: Any, token: Any) -> Any:
+            (state, count), shared, nothing = carry
+            state, logits = noisy(state, token, count, **shared)
+            return ((state, count + 1), shared, nothing), logits
+
+        def step_of_rows(carry: Any, token: Any) -> Any:
+            state, logits = noisy(carry[0], token, carry[1][0], KEY, memory)
+            return (state, carry[1] + 1), logits
+
+        run = functools.partial(function, prompt=[[1, 3]], max_tokens=4)
+        shared = {"key": KEY, "memory": memory}
+        got = run(step, ((rows(2), 0), shared, None), carry_axis=((0, None), None, None))
+        expected = run(step_of_rows, (rows(2), jnp.zeros(2, int)))
+        np.testing.assert_array_equal(got.tokens, expected.tokens)
+        np.testing.assert_allclose(got.log_probabilities, expected.log_probabilities, atol=1e-6)
+        with pytest.raises(ValueError, match=r"carry\[0\]\[1\] should have 2 rows.* \(\), .*\[\]"):
+            run(step, ((rows(2), 0), shared, None))
+
+    @pytest.mark.parametrize(
+        ("carry_axis", "error", "message"),
+        [
+            (
+                1,
+                ValueError,
+                r"carry\['h'\] should have 2 rows, as the prompt, on axis 1, got shape",
+            ),
+            (-3, ValueError, "on axis -3"),
+            ({"h": 0, "c": None}, ValueError, "carry_axis should be .* as in_axes of jax.vmap"),
+            ((0,), ValueError, "carry_axis should be .* as in_axes of jax.vmap"),
+            ("last", TypeError, r"an int or None for carry\['h'\], got: 'last'"),
+            (True, TypeError, "an int or None"),
+            (0.0, TypeError, "an int or None"),
+        ],
+    )
+    @each_function
+    def test_bad(self, function: Any, carry_axis: Any, error: type, message: str) -> None:
+        def step(carry: Any, token: jax.Array) -> Any:
+            state, logits = table_step(carry["h"], token)
+            return {"h": state}, logits
+
+        with pytest.raises(error, match=message):
+            function(step, {"h": rows(2)}, [[1, 2]], max_tokens=3, carry_axis=carry_axis)
+
+
+@jax.tree_util.register_pytree_node_class
+class State:
+    """Compared by identity."""
+
+    def __init__(self, h: jax.Array) -> None:
+        self.h = h
+
+    def tree_flatten(self) -> Any:
+        return (self.h,), None
+
+    @classmethod
+    def tree_unflatten(cls, _: Any, leaves: Any) -> "State":
+        return cls(*leaves)
+
+
+@each_function
+def test_carry_of_any_type(function: Any) -> None:
+    def step(carry: State, token: jax.Array) -> Any:
+        state, logits = table_step(carry.h, token)
+        return State(state), logits
+
+    got = function(step, State(rows(2)), [[1, 3]], max_tokens=3)
+    assert (
+        got.tokens.tolist() == function(table_step, rows(2), [[1, 3]], max_tokens=3).tokens.tolist()
+    )
+
+
+class TestNoTokens:
+    def test_generate(self, model: Model) -> None:
+        """What is left is the state after the prompts."""
+        prompt, lengths = padded(PROMPTS)
+        got = seqjax.generate(
+            model.step, model.carry(4), prompt,
+            max_tokens=0, key=KEY, stop_token=STOP, prompt_lengths=lengths,
+        )  # fmt: skip
+        assert got.tokens.shape == got.log_probabilities.shape == (0, 4)
+        assert got.lengths.tolist() == [0, 0, 0, 0]
+        for row, one in enumerate(PROMPTS):
+            row_carry = jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], got.carry)
+            chex.assert_trees_all_close(row_carry, model.read(one)[0], atol=1e-5)
+
+    def test_beam_search(self) -> None:
+        """One sequence, the empty one, which is certain."""
+        got = seqjax.beam_search(table_step, rows(2), [[1, 3]], max_tokens=0, num_beams=2)
+        assert got.tokens.shape == got.log_probabilities.shape == (0, 2, 2)
+        assert got.scores.tolist() == [[0, -np.inf]] * 2
+        assert got.lengths.tolist() == [[0, 0]] * 2
+
+
+def test_traced_top_p() -> None:
+    """0 and less, which no check can see, leave the likeliest."""
+
+    @jax.jit
+    def run(top_p: Any) -> jax.Array:
+        options = {"max_tokens": 9, "key": KEY, "top_p": top_p}
+        return seqjax.generate(table_step, rows(3), [[1, 2, 3]], **options).tokens
+
+    def concrete(**options: Any) -> jax.Array:
+        return seqjax.generate(table_step, rows(3), [[1, 2, 3]], max_tokens=9, **options).tokens
+
+    for top_p in (0.5, 1.0):
+        assert run(top_p).tolist() == concrete(key=KEY, top_p=top_p).tolist()
+    assert run(1.0).tolist() == concrete(key=KEY).tolist()
+    for top_p in (0.0, -1.0):
+        assert run(top_p).tolist() == concrete(temperature=0.0).tolist()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_export_for_any_prompts(name: str) -> None:
+    """Of any length and number, with numbers that are arguments of the program."""
+    pytest.importorskip("flatbuffers")  # What jax.export writes with.
+
+    def run(prompt: Any, lengths: Any, number: Any) -> Any:
+        options = {
+            "generate": {"key": KEY, "temperature": number, "top_p": number, "top_k": 3},
+            "beam_search": {"num_beams": 2, "length_penalty": number},
+        }[name]
+        return getattr(seqjax, name)(
+            table_step, jnp.zeros((prompt.shape[1], VOCABULARY)), prompt,
+            max_tokens=4, prompt_lengths=lengths, stop_token=STOP, **options,
+        )  # fmt: skip
+
+    scope = export.SymbolicScope()
+    shapes = [
+        jax.ShapeDtypeStruct(export.symbolic_shape(shape, scope=scope), dtype)
+        for shape, dtype in (
+            ("length, batch", jnp.int32),
+            ("batch", jnp.int32),
+            ("batch", jnp.float32),
+        )
+    ]
+    exported = export.deserialize(export.export(jax.jit(run))(*shapes).serialize())
+    rng = np.random.default_rng(1)
+    for length, batch in ((2, 3), (5, 2)):
+        prompt = rng.integers(1, VOCABULARY, (length, batch)).astype(np.int32)
+        lengths = rng.integers(1, length + 1, batch).astype(np.int32)
+        numbers = np.linspace(0.3, 0.9, batch, dtype=np.float32)
+        got = exported.call(prompt, lengths, numbers)
+        chex.assert_trees_all_close(got, run(prompt, lengths, numbers), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_64_bit_types_and_no_rank_promotion(name: str, dtype: str) -> None:
+    """What comes of it without, dtypes promoted strictly as everywhere."""
+    numbers = np.array([0.0, 0.5, 2.0])
+    options = {
+        "generate": {"key": KEY, "temperature": numbers, "top_p": 1 - numbers / 9, "top_k": 3},
+        "beam_search": {"num_beams": 2, "length_penalty": numbers},
+    }[name]
+
+    def run(dtype: str) -> Any:
+        return getattr(seqjax, name)(
+            table_step,
+            rows(3).astype(dtype),
+            np.array([[1, 2, 3], [3, 3, 3]]),
+            max_tokens=4,
+            stop_token=np.array([0, 1, 0]),
+            prompt_lengths=np.array([2, 1, 2]),
+            **options,
+        )
+
+    expected = run("float32" if dtype == "float64" else dtype)
+    with jax.enable_x64(True), jax.numpy_rank_promotion("raise"):
+        got = run(dtype)
+    assert (got.tokens.dtype, got.lengths.dtype) == (jnp.int64, jnp.int32)
+    assert got.log_probabilities.dtype == ("float64" if dtype == "float64" else "float32")
+    # In 64 bits other numbers are drawn: of those rows, the first alone takes the likeliest.
+    same = slice(0, 1) if dtype == "float64" else slice(None)
+    np.testing.assert_array_equal(got.tokens[:, same], expected.tokens[:, same])
+    np.testing.assert_allclose(
+        got.log_probabilities[:, same], expected.log_probabilities[:, same], atol=1e-5
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -354,6 +650,9 @@ def beams_by_a_loop(
         ),
         ({"max_tokens": -1}, ValueError, "max_tokens should be at least"),
         ({"max_tokens": 1.5}, TypeError, "max_tokens should be an int, got: 1.5"),
+        ({"max_tokens": True}, TypeError, "max_tokens should be an int, got: True"),
+        ({"stop_token": VOCABULARY}, ValueError, "one of the 4 tokens that step .*, got: 4"),
+        ({"stop_token": [0, -1]}, ValueError, r"one of the 4 tokens that step .*, got: \[0, -1\]"),
         ({"stop_token": 0.0}, TypeError, "stop_token should be an integer"),
         ({"stop_token": [1, 2, 3]}, ValueError, r"stop_token should have shape \(\) or \(2,\)"),
         ({"carry_axis": 1}, ValueError, "should have 2 rows, as the prompt, on axis 1"),
@@ -365,8 +664,9 @@ def test_bad_input(
 ) -> None:
     own = {"temperature": 0.0} if function == "generate" else {"num_beams": 2}
     given = {"prompt": [[1, 2]], "max_tokens": 3} | own | options
-    with pytest.raises(error, match=message):
-        getattr(seqjax, function)(model.step, model.carry(2), given.pop("prompt"), **given)
+    for inside in (lambda call: call(), lambda call: jax.jit(call)()):
+        with pytest.raises(error, match=message):
+            inside(lambda: getattr(seqjax, function)(model.step, model.carry(2), **given))
 
 
 @pytest.mark.parametrize(
@@ -378,6 +678,15 @@ def test_bad_input(
             ValueError,
             "temperature should be at least 0, got: -1",
         ),
+        ({"key": KEY, "temperature": [0.5, 1.0]}, ValueError, r"shape \(\) or \(1,\), got: \(2,\)"),
+        ({"key": KEY, "temperature": float("nan")}, ValueError, "temperature should be at least 0"),
+        ({"key": KEY, "temperature": None}, TypeError, "temperature should be a number, got: None"),
+        ({"key": KEY, "temperature": True}, TypeError, "temperature should be a number, got: True"),
+        ({"key": KEY, "top_p": [0.5] * VOCABULARY}, ValueError, r"top_p should have shape \(\) or"),
+        ({"key": KEY, "top_p": "0.5"}, TypeError, "top_p should be a number, got: '0.5'"),
+        ({"key": 0}, TypeError, r"key should be a random key, as from jax.random.key\(0\), got: 0"),
+        ({"key": jax.random.split(KEY)}, TypeError, "key should be a random key"),
+        ({"key": KEY, "top_k": True}, TypeError, "top_k should be an int, got: True"),
         ({"key": KEY, "top_p": 0.0}, ValueError, r"top_p should be in \(0, 1\], got: 0.0"),
         ({"key": KEY, "top_k": 0}, ValueError, "top_k should be at least 1, got: 0"),
     ],
@@ -393,6 +702,8 @@ def test_bad_beams(model: Model) -> None:
         run(num_beams=0)
     with pytest.raises(ValueError, match="length_penalty should be at least 0, got: -1"):
         run(num_beams=2, length_penalty=-1.0)
+    with pytest.raises(ValueError, match=r"length_penalty should have shape \(\) or \(1,\), got"):
+        run(num_beams=2, length_penalty=jnp.ones((1, 2)))
 
 
 def test_bad_model(model: Model) -> None:
@@ -403,3 +714,14 @@ def test_bad_model(model: Model) -> None:
         run(lambda carry, token: (carry, jnp.zeros(4)))
     with pytest.raises(TypeError, match=r"same structure, shapes and dtypes.*float32.*bfloat16"):
         run(lambda carry, token: (carry.astype(jnp.bfloat16), jnp.zeros((2, 4))))
+    with pytest.raises(TypeError, match="int8 does not hold all of the 200 that step returns"):
+        seqjax.generate(
+            lambda carry, token: (carry, jnp.zeros((2, 200))),
+            (), np.ones((1, 2), np.int8), max_tokens=3, temperature=0.0,
+        )  # fmt: skip
+    with pytest.raises(TypeError, match="logits of a floating dtype, got: int32"):
+        run(lambda carry, token: (carry, jnp.zeros((2, 4), int)))
+    with pytest.raises(TypeError, match=r"should return \(carry, logits\), got: ShapeDtypeStruct"):
+        run(lambda carry, token: jnp.zeros((2, 4)))
+    with pytest.raises(TypeError, match="logits an array, got: dict"):
+        run(lambda carry, token: (jnp.zeros((2, 4)), {"h": carry}))

@@ -382,6 +382,8 @@ def test_text_files(tmp_path, capsys, content, message):
         ("--cell=tree", "--cell: invalid choice: 'tree'"),
         ("--toy --text=a", "--text: not allowed with argument --toy"),
         ("--toy --preset=zaremba-small", "--preset: not allowed with argument --toy"),
+        ("--toy --checkpoint-dir=a", "--checkpoint-dir: not allowed with argument --toy"),
+        ("--toy --batch-size=2", "--batch-size: not allowed with argument --toy"),
         ("--train=a", "--train: needs --valid"),
         ("--test=a", "--test: needs --train"),
         ("--text=a --train=a --valid=b", "--train: not allowed with argument --text"),
@@ -395,6 +397,12 @@ def test_text_files(tmp_path, capsys, content, message):
 )
 def test_misuse(capsys, argv, message):
     assert re.search(message, message_of_exit(capsys, *argv.split()))
+
+
+def test_generate_with_a_damaged_description(tmp_path, capsys):
+    (tmp_path / "model.json").write_text('{"network": ')
+    message = message_of_exit(capsys, "generate", "--checkpoint-dir", str(tmp_path))
+    assert re.search("model.json is damaged .*the command that trains writes it anew", message)
 
 
 # Whole runs

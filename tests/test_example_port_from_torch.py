@@ -106,7 +106,14 @@ def test_says_how_to_install_torch(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)  # Importing it raises ImportError.
-    with pytest.raises(SystemExit) as exit_:
-        load_program()
-    assert exit_.value.code == 2
-    assert "pip install torch==2.13.0" in capsys.readouterr().err
+    for argv, status, said in [
+        (["--smoke"], 2, "PyTorch is needed: pip install torch==2.13.0"),
+        (["--help"], 0, "--tolerance TOLERANCE"),
+        (["--seed", "x"], 2, "--seed: invalid int value: 'x'"),
+    ]:
+        monkeypatch.setattr(sys, "argv", [str(PROGRAM), *argv])
+        with pytest.raises(SystemExit) as exit_:
+            load_program()
+        assert exit_.value.code == status
+        captured = capsys.readouterr()
+        assert said in captured.out + captured.err

@@ -1,6 +1,7 @@
 """Training programs that are killed, stopped or find broken files end as if nothing had been."""
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -15,9 +16,10 @@ sys.path.insert(0, programs.EXAMPLES)
 from common import checkpoints
 
 OPTIONS = {
-    "mnist_rows": ["--smoke", "--hidden-size=8", "--epochs=8", "--batch-size=128"],
+    "mnist_rows": ["--smoke", "--hidden-size=8", "--batch-size=128"],
     "language_model": ["--smoke", "--hidden-size=8", "--bptt=100", "--dropout=0.2"],
 }
+OPTIONS["language_model"] += ["--schedule=constant"]  # No matter how many epochs there are.
 KILLS = 5
 # Ctrl-C, and what a cluster sends before it takes a machine away.
 SIGNALS = {"mnist_rows": signal.SIGINT, "language_model": signal.SIGTERM}
@@ -31,16 +33,17 @@ class Program:
         self.output = folder / "output.txt"
         self.checkpoints = folder / "checkpoints"
 
-    def start(self) -> BaseProcess:
+    def start(self, *more: str) -> BaseProcess:
         self.folder.mkdir(exist_ok=True)
         argv = [
             *OPTIONS[self.name],
             *[f"--out={self.folder}", f"--checkpoint-dir={self.checkpoints}", "--save-every=1"],
+            *more,
         ]
         return programs.start(self.name, argv, output=self.output, cache=self.cache)
 
-    def run(self) -> str:
-        return programs.finish(self.start(), self.output)
+    def run(self, *more: str, status: int = 0) -> str:
+        return programs.finish(self.start(*more), self.output, status)
 
     def files(self) -> set[str]:
         last = self.checkpoints / "last"
@@ -126,3 +129,38 @@ def test_finished_run_says_the_same_again(undisturbed: Program) -> None:
     assert "going on from its end" in again
     assert again.splitlines()[-1].partition(" in ")[0] == first.partition(" in ")[0]
     assert_identical(undisturbed.end(), end)
+
+
+def test_finished_run_goes_on_with_more_epochs(undisturbed: Program, program: Program) -> None:
+    found = f"found in {program.checkpoints}, --epochs:"
+    if program.name == "language_model":
+        program.run("--epochs=1")
+        assert f"going on from epoch 2, step 0, {found} 1 there, 2 here\n" in program.run()
+        assert_identical(program.end(), undisturbed.end())
+        return
+    # Its learning rate falls until the last epoch, which is another one now.
+    shutil.copytree(undisturbed.checkpoints, program.checkpoints)
+    *_, newest = sorted(map(int, program.files()))
+    damage(program.checkpoints / "last" / str(newest))
+    printed = program.run("--epochs=3")
+    assert f"checkpoint {newest} in {program.checkpoints / 'last'} is damaged" in printed
+    assert f"going on from epoch 2, step 3, {found} 2 there, 3 here\n" in printed
+    assert "Traceback" not in printed
+    assert program.end().notes["epoch"] == 4
+    assert len(program.end().notes["curves"]["loss"]["test"]) == 3
+
+
+def test_only_damaged_checkpoints(undisturbed: Program, program: Program) -> None:
+    """What is said of them is said by the program, not by a traceback."""
+    shutil.copytree(undisturbed.checkpoints, program.checkpoints)
+    for step in program.files():
+        damage(program.checkpoints / "last" / step)
+    printed = program.run(status=2)
+    assert f"error: all checkpoints in {program.checkpoints / 'last'} are damaged" in printed
+    assert "Traceback" not in printed
+
+
+def damage(step: Path) -> None:
+    for file in (step / "arrays").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])

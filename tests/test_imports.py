@@ -29,16 +29,18 @@ RANKS = {
     "sequences": 0,
     "ops": 0,
     "cells": 1,
-    "decoding": 1,
+    "decoding_arguments": 1,
+    "decoding": 2,
     "layers": 2,
     "recurrence": 3,
     "interop": 4,
     "parameter_names": 4,
     "torch_shape": 4,
-    "module_arguments": 5,
-    "linen": 6,
-    "nnx": 6,
-    "": 7,
+    "initial_parameters": 5,
+    "module_arguments": 6,
+    "linen": 7,
+    "nnx": 7,
+    "": 8,
 }
 """A part of seqjax (a module or a folder) imports only itself and parts of lower rank.
 
@@ -173,7 +175,7 @@ PUBLIC_NAMES = {
     "seqjax.linen": "RNN LSTM GRU RNNCell LSTMCell GRUCell Recurrent "
     "from_torch torch_state_dict load_torch_state_dict",
     "seqjax.interop": "params_from_torch params_to_torch",
-    "seqjax.initializers": "torch_uniform",
+    "seqjax.initializers": "torch_uniform orthogonal forget_bias",
 }
 """Every name of the modules that users import: what is public is decided here, too."""
 

@@ -1,5 +1,6 @@
 """Initial distributions of the weights."""
 
+import itertools
 import math
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import seqjax
-from seqjax.initializers import torch_uniform
+from seqjax.initializers import forget_bias, orthogonal, torch_uniform
 
 
 def assert_uniform(values: Any, bound: float) -> None:
@@ -57,6 +58,56 @@ class TestTorchUniform:
         for wrong in (0.4 * draws / jnp.abs(draws).max(), jnp.abs(draws) % 0.5, jnp.zeros(10_000)):
             with pytest.raises(AssertionError):
                 assert_uniform(wrong, 0.5)
+
+
+class TestOrthogonal:
+    @pytest.mark.parametrize(
+        ("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 2e-2), ("float16", 2e-3)]
+    )
+    @pytest.mark.parametrize("gates", [1, 3])
+    def test_every_square(self, gates: int, dtype: str, tolerance: float) -> None:
+        weight = orthogonal(2.0)(jax.random.key(0), (5, 5 * gates), dtype)
+        assert (weight.shape, weight.dtype) == ((5, 5 * gates), dtype)
+        squares = np.split(np.asarray(weight, np.float64), gates, axis=1)
+        for square in squares:
+            np.testing.assert_allclose(square @ square.T / 4, np.eye(5), atol=tolerance)
+        for one, other in itertools.combinations(squares, 2):
+            assert np.abs(one - other).max() > 0.1
+
+    def test_float64(self, x64: None) -> None:
+        weight = orthogonal()(jax.random.key(0), (5, 10), jnp.float64)
+        np.testing.assert_allclose(weight @ weight.T, 2 * np.eye(5), atol=1e-14)
+
+    @pytest.mark.parametrize("shape", [(7, 3), (4, 6), (5, 5)])
+    def test_other_shapes_are_jaxs(self, shape: tuple[int, int]) -> None:
+        key = jax.random.key(0)
+        expected = jax.nn.initializers.orthogonal(0.5)(key, shape, jnp.float32)
+        np.testing.assert_array_equal(orthogonal(0.5)(key, shape, jnp.float32), expected)
+
+    def test_what_is_no_matrix(self) -> None:
+        with pytest.raises(ValueError, match=r"orthogonal draws matrices.*got shape: \(5,\)"):
+            orthogonal()(jax.random.key(0), (5,), jnp.float32)
+
+
+class TestForgetBias:
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_two_biases_give_the_value(self, dtype: str) -> None:
+        b_ih, b_hh = (forget_bias(0.7)(jax.random.key(seed), (8,), dtype) for seed in range(2))
+        assert b_ih.dtype == dtype
+        zero, value = jnp.array([0, 0.7], dtype)
+        np.testing.assert_array_equal(
+            b_ih + b_hh, jnp.repeat(jnp.array([zero, value, zero, zero]), 2)
+        )
+
+    @pytest.mark.parametrize("shape", [(6,), (2, 8), ()])
+    def test_other_shapes(self, shape: tuple[int, ...]) -> None:
+        with pytest.raises(ValueError, match=r"draws an LSTM's biases, of shape .*got shape: "):
+            forget_bias()(jax.random.key(0), shape, jnp.float32)
+
+    def test_is_a_value(self) -> None:
+        """Linen modules with it are equal, too, so that a program is compiled once."""
+        assert forget_bias(2.0) == forget_bias(2.0) != forget_bias()
+        assert hash(forget_bias()) == hash(forget_bias(1.0))
 
 
 class TestLayers:

@@ -29,6 +29,7 @@ from seqjax.interop import params_from_torch, params_to_torch
 
 try:
     import torch
+    import torch.nn.utils.prune
 except ModuleNotFoundError:
     torch = None
 
@@ -78,11 +79,11 @@ class NnxModule:
 
     @classmethod
     def from_torch(cls, torch_module: Any) -> "NnxModule":
-        kind = next(name for name in KINDS if name == type(torch_module).__name__)
+        kind = next(base.__name__ for base in type(torch_module).__mro__ if base.__name__ in KINDS)
         return cls(getattr(seqjax.nnx, kind).from_torch(torch_module))
 
-    def load(self, state_dict: Any) -> None:
-        self.module.load_torch_state_dict(state_dict)
+    def load(self, state_dict: Any, **options: Any) -> None:
+        self.module.load_torch_state_dict(state_dict, **options)
 
     def state_dict(self) -> Arrays:
         return self.module.torch_state_dict()
@@ -108,8 +109,10 @@ class LinenModule:
     def from_torch(cls, torch_module: Any) -> "LinenModule":
         return cls(*seqjax.linen.from_torch(torch_module))
 
-    def load(self, state_dict: Any) -> None:
-        self.variables = seqjax.linen.load_torch_state_dict(self.module, self.variables, state_dict)
+    def load(self, state_dict: Any, **options: Any) -> None:
+        self.variables = seqjax.linen.load_torch_state_dict(
+            self.module, self.variables, state_dict, **options
+        )
 
     def state_dict(self) -> Arrays:
         return seqjax.linen.torch_state_dict(self.module, self.variables)
@@ -353,6 +356,89 @@ def test_another_modules_weights(name: str, other: str, shell: Any) -> None:
     assert_equal(module.state_dict(), before)
 
 
+# State dicts of whole models
+
+
+def model_state_dict() -> Arrays:
+    """A model that was compiled and spread over devices, with more in it than arrays."""
+    weights = {"embedding.weight": np.ones((9, 3)), "quantised._packed_params": (None, 8)}
+    for prefix, name in [("encoder.rnn.", "lstm"), ("decoder.", "gru_cell")]:
+        entries = weights_of(CONFIGS[name])
+        weights |= {prefix + key: array for key, array in entries.items()}
+    return {f"module._orig_mod.{name}": array for name, array in weights.items()}
+
+
+@pytest.mark.parametrize("dot", ["", "."])
+def test_prefix(dot: str) -> None:
+    """With a dot at its end, as `Module.state_dict` takes it, and without, as names of modules."""
+    for inside, name in [("encoder.rnn", "lstm"), ("decoder", "gru_cell")]:
+        prefix, expected = f"module._orig_mod.{inside}{dot}", weights_of(CONFIGS[name])
+        assert_equal(
+            params_to_torch(params_from_torch(model_state_dict(), prefix=prefix)), expected
+        )
+        for shell in SHELLS:
+            module = shell.make(CONFIGS[name])
+            module.load(model_state_dict(), prefix=prefix)
+            assert_equal(module.state_dict(), expected)
+
+
+@pytest.mark.parametrize("prefix", ["", "encoder.rnn.", "module._orig_mod.encoder", "module"])
+def test_wrong_prefix_is_told_the_right_ones(prefix: str) -> None:
+    before = made(NnxModule).state_dict()
+    loads = [made(shell).load for shell in SHELLS]
+    for load in [params_from_torch, *loads]:
+        with pytest.raises(ValueError, match="give one of these as prefix") as error:
+            load(model_state_dict(), prefix=prefix)
+        found = '"module._orig_mod.decoder.", "module._orig_mod.encoder.rnn."'
+        assert f"It holds recurrent layers under {found}" in str(error.value)
+    assert_equal(made(NnxModule).state_dict(), before)
+
+
+def test_prefix_of_a_model_without_recurrent_layers() -> None:
+    message = 'nothing under the prefix "rnn.". It holds no weights of an RNN, LSTM or GRU'
+    with pytest.raises(ValueError, match=message):
+        params_from_torch({"head.weight": np.ones((2, 2))}, prefix="rnn")
+
+
+def test_no_advice_about_other_layers_where_the_prefix_is_right() -> None:
+    state_dict = model_state_dict()
+    del state_dict["module._orig_mod.encoder.rnn.weight_hh_l1"]
+    with pytest.raises(ValueError, match=r'Missing key.* "weight_hh_l1"') as error:
+        made(NnxModule).load(state_dict, prefix="module._orig_mod.encoder.rnn")
+    assert "prefix" not in str(error.value)
+
+
+@pytest.mark.parametrize("wrong", [None, "model.pt", [("weight_ih", np.ones((5, 3)))], object()])
+def test_no_state_dict(wrong: Any) -> None:
+    for load in [params_from_torch, *(made(shell).load for shell in SHELLS)]:
+        with pytest.raises(TypeError, match=f"module.state_dict.*got: {type(wrong).__name__}"):
+            load(wrong)
+
+
+@pytest.mark.parametrize("wrong", [np.ones((15, 3), np.int8), [["a"]], {"nested": 1}])
+def test_no_numbers(wrong: Any) -> None:
+    weights = weights_of(CONFIGS["gru"]) | {"weight_ih_l0": wrong}
+    loads = [shell.make(CONFIGS["gru"]).load for shell in SHELLS]
+    for load in [params_from_torch, *loads]:
+        with pytest.raises(ValueError, match='"weight_ih_l0" should be of floating dtype, got: '):
+            load(weights)
+
+
+def test_several_dtypes() -> None:
+    """PyTorch does not compute with them; a module has its own dtype, to which they are cast."""
+    weights = weights_of(CONFIGS["gru"])
+    mixed = weights | {"bias_ih_l0": weights["bias_ih_l0"].astype("float16")}
+    message = "one dtype, got: weight_ih_l0 float32, .*bias_ih_l0 float16"
+    with pytest.raises(ValueError, match=message):
+        params_from_torch(mixed)
+    params = params_from_torch(mixed, "float32")
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    for shell in SHELLS:
+        module = shell.make(CONFIGS["gru"])
+        module.load(mixed)
+        assert module.state_dict()["bias_ih_l0"].dtype == "float32"
+
+
 # Copies
 
 
@@ -509,6 +595,195 @@ def test_exported_weights_in_torch(name: str) -> None:
         for parameter in theirs.parameters():
             parameter.add_(1)
     assert_equal(ours.state_dict(), weights_of(config))
+
+
+# PyTorch's objects
+
+
+def prune_by_hand(module: Any, name: str) -> None:
+    class EveryOther(torch.nn.utils.prune.BasePruningMethod):  # As PyTorch's tutorial makes one.
+        PRUNING_TYPE = "unstructured"
+
+        def compute_mask(self, tensor: Any, default_mask: Any) -> Any:
+            mask = default_mask.clone()
+            mask.view(-1)[::2] = 0
+            return mask
+
+    EveryOther.apply(module, name)
+
+
+def prune_twice(module: Any, name: str) -> None:
+    torch.nn.utils.prune.l1_unstructured(module, name, amount=0.3)
+    torch.nn.utils.prune.ln_structured(module, name, amount=0.2, n=2, dim=0)
+
+
+# Named by what PyTorch calls them; each makes weights of other tensors.
+MAKES_WEIGHTS = {
+    "weight_norm": lambda m, name: torch.nn.utils.weight_norm(m, name),
+    "parametrizations.weight_norm": lambda m, name: torch.nn.utils.parametrizations.weight_norm(
+        m, name
+    ),
+    "spectral_norm": lambda m, name: torch.nn.utils.spectral_norm(m, name),
+    "parametrizations.spectral_norm": lambda m, name: torch.nn.utils.parametrizations.spectral_norm(
+        m, name
+    ),
+    "parametrizations.orthogonal": lambda m, name: torch.nn.utils.parametrizations.orthogonal(
+        m, name
+    ),
+    "prune": prune_by_hand,
+    "prune twice": prune_twice,
+}
+
+
+@needs_torch
+@pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm.* is deprecated")
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("name", ["gru_bidirectional", "lstm_cell"])
+@pytest.mark.parametrize("how", MAKES_WEIGHTS)
+def test_from_torch_takes_the_weights_in_effect(how: str, name: str, shell: Any) -> None:
+    """After training, when the module's attributes are those of the call before."""
+    config = CONFIGS[name]
+    theirs = torch_module_of(config)
+    for weight in [*theirs.state_dict()][:2]:  # Of two, one is "weight_hh_l0", a name's beginning.
+        MAKES_WEIGHTS[how](theirs, weight)
+    input = np.random.default_rng(0).standard_normal((4, 6, 3)[config.is_cell :]).astype("float32")
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=1.0)
+    jax.tree.leaves(theirs(torch.from_numpy(input)))[0].sum().backward()
+    optimizer.step()
+    before = {key: tensor.clone() for key, tensor in theirs.state_dict().items()}
+
+    with pytest.raises(ValueError, match=r"from_torch\(module\) takes what they make"):
+        params_from_torch(before)
+    ours = shell.from_torch(theirs)
+    assert all(module.training for module in theirs.modules())
+    assert before.keys() == theirs.state_dict().keys()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in theirs.state_dict().items())
+    expected = torch_call(theirs.eval(), input)
+    for one, other in zip(jax.tree.leaves(ours(input)), expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+
+
+@needs_torch
+@pytest.mark.parametrize("shell", SHELLS)
+def test_from_torch_does_not_drop_what_else_a_subclass_has(shell: Any) -> None:
+    class GRU(torch.nn.GRU):
+        def __init__(self) -> None:
+            super().__init__(3, 5)
+            self.norm = torch.nn.BatchNorm1d(5)  # With a number of batches, an integer.
+
+    with pytest.raises(ValueError, match=r'Unexpected key.*"norm\.bias", .*"norm\.weight"'):
+        shell.from_torch(GRU())
+
+
+@needs_torch
+@pytest.mark.parametrize("shell", SHELLS)
+def test_from_torch_does_not_take_what_others_have_left(shell: Any) -> None:
+    """Where some other library makes the weights, an attribute may be of any call before."""
+    theirs = torch.nn.GRUCell(3, 5)
+    for name in [*theirs.state_dict()]:
+        weight = getattr(theirs, name)
+        delattr(theirs, name)
+        theirs.register_parameter(f"{name}_raw", weight)
+        setattr(theirs, name, weight.detach() * 2)
+    with pytest.raises(
+        ValueError, match=r'Missing .*"weight_ih"(?s:.*)Unexpected .*"weight_ih_raw"'
+    ):
+        shell.from_torch(theirs)
+
+
+@needs_torch
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_from_torch_refuses_quantised_modules() -> None:
+    from torch.ao.nn import quantizable
+    from torch.ao.nn.quantized import dynamic, reference
+
+    quantised = [quantizable.LSTM, dynamic.LSTM, dynamic.GRU, reference.GRU]
+    for kind in [*quantised, dynamic.LSTMCell, dynamic.GRUCell, dynamic.RNNCell]:
+        ours = getattr(seqjax.nnx, kind.__name__)
+        for from_torch in (seqjax.linen.from_torch, ours.from_torch):
+            message = f"got: {kind.__module__}.{kind.__name__}, which is quantised: give the module"
+            with pytest.raises(TypeError, match=re.escape(message)):
+                from_torch(kind(3, 5))
+
+
+@needs_torch
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_from_torch_names_the_layers_inside_a_model() -> None:
+    gru = torch.nn.GRU(3, 5)
+    model = torch.nn.ModuleDict({"encoder": torch.nn.Sequential(torch.nn.Linear(3, 3), gru)})
+    model["cell"] = torch.nn.LSTMCell(3, 5)
+    for wrapped, names in [
+        (model, "encoder.1"),
+        (torch.nn.DataParallel(gru), "module"),
+        (torch.compile(gru), "_orig_mod"),
+    ]:
+        with pytest.raises(TypeError, match=f"inside, give one of them: {names}$"):
+            seqjax.nnx.GRU.from_torch(wrapped)
+    with pytest.raises(TypeError, match=r"give one of them: encoder\.1, cell$"):
+        seqjax.linen.from_torch(model)
+    with pytest.raises(TypeError, match=r"got: type$"):
+        seqjax.linen.from_torch(torch.nn.GRU)
+
+
+@needs_torch
+@pytest.mark.parametrize("shell", SHELLS)
+def test_tensors_without_numbers_and_of_several_dtypes(shell: Any) -> None:
+    meta = torch.nn.GRU(3, 5, device="meta")
+    loads = [params_from_torch, shell.make(Config("GRU", **SIZES)).load]
+    for load in [lambda _: shell.from_torch(meta), *loads]:
+        with pytest.raises(
+            ValueError, match=r'"weight_ih_l0" cannot be read .*meta tensor; no data'
+        ):
+            load(meta.state_dict())
+    for convert in (torch.Tensor.to_sparse, lambda tensor: tensor.to(torch.float8_e4m3fn)):
+        state_dict = {
+            name: convert(tensor) for name, tensor in torch.nn.GRU(3, 5).state_dict().items()
+        }
+        for load in loads:
+            with pytest.raises(
+                ValueError, match=r"cannot be read .*: load or convert it in PyTorch"
+            ):
+                load(state_dict)
+    mixed = torch.nn.GRU(3, 5)
+    mixed.bias_ih_l0.data = mixed.bias_ih_l0.data.half()
+    with pytest.raises(ValueError, match=r"bias_ih_l0 float16.* module.to\(dtype\)"):
+        shell.from_torch(mixed)
+
+
+@needs_torch
+def test_parameters_are_tensors_too() -> None:
+    """`named_parameters` gives what requires a gradient."""
+    theirs = torch_module_of(CONFIGS["gru"])
+    expected = {name: weight.numpy() for name, weight in theirs.state_dict().items()}
+    assert_equal(params_to_torch(params_from_torch(dict(theirs.named_parameters()))), expected)
+
+
+@needs_torch
+def test_packed_sequences_are_told_what_to_be() -> None:
+    padded, lengths = torch.ones(4, 2, 3), torch.tensor([4, 2])
+    packed = torch.nn.utils.rnn.pack_padded_sequence(padded, lengths)
+    gru = seqjax.GRUCell(3, 5)
+    recurrent = seqjax.linen.Recurrent(gru)
+    calls = {
+        "xs": lambda: seqjax.scan(gru, gru.init(jax.random.key(0)), packed),
+        "Recurrent: input": lambda: recurrent.init(jax.random.key(0), packed),
+    }
+    for shell in SHELLS:
+        for name in ("lstm", "gru_cell"):
+            module = shell.make(CONFIGS[name])
+            calls[f"{CONFIGS[name].kind}: input"] = lambda module=module: module(packed)
+    for what, call in calls.items():
+        message = (
+            f"{what} should be an array, got: PackedSequence. Pass the padded batch and lengths="
+        )
+        with pytest.raises(TypeError, match=message):
+            call()
+    # As the message says.
+    theirs = torch_module_of(CONFIGS["gru"])
+    padded, lengths = torch.nn.utils.rnn.pad_packed_sequence(packed)
+    output, _ = seqjax.nnx.GRU.from_torch(theirs)(padded.numpy(), lengths=lengths.numpy())
+    expected, _ = torch.nn.utils.rnn.pad_packed_sequence(theirs(packed)[0])
+    np.testing.assert_allclose(output, expected.detach(), rtol=0, atol=1e-6)
 
 
 # Imports

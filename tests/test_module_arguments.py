@@ -24,7 +24,10 @@ SHELLS = {"nnx": seqjax.nnx, "linen": seqjax.linen}
 OWN = {"nnx": {"rngs"}, "linen": {"deterministic", "parent", "name"}}
 """Arguments that only one shell has."""
 
-OF_EVERY_MODULE = "*, dtype=None, param_dtype=float32"
+OF_EVERY_MODULE = (
+    "*, dtype=None, param_dtype=float32, kernel_init=None, recurrent_kernel_init=None, "
+    "bias_init=None"
+)
 OVER_SEQUENCES = f"{OF_EVERY_MODULE}, implementation=None, remat=False"
 CONSTRUCTORS = {
     "Recurrent": f"layer, {OVER_SEQUENCES}, batch_first=False",

@@ -267,6 +267,7 @@ class Cumulative(seqjax.Layer):
 class CumulativeCell(LeakyMean):
     """A cell of one's own with a `run` of its own."""
 
+    init = Cumulative.init  # type: ignore[assignment]
     initial_carry = Cumulative.initial_carry  # type: ignore[assignment]
     run = Cumulative.run  # type: ignore[assignment]
 

@@ -28,7 +28,8 @@ from shells import (
 import seqjax
 import seqjax.linen
 import seqjax.nnx
-from seqjax import interop, torch_shape
+from seqjax import torch_shape
+from seqjax.interop import torch_modules
 from seqjax.module_arguments import LayerArguments
 from seqjax.parameter_names import params_from_dict
 
@@ -790,26 +791,26 @@ class TestTorchModules:
     def test_kind(self):
         base = self.torch_class("RNNBase")
         lstm, gru = self.torch_class("LSTM", base)(), self.torch_class("GRU", base)()
-        assert interop.torch.torch_kind(lstm, ["RNN", "LSTM", "GRU"]) == "LSTM"
-        assert interop.torch.torch_kind(gru, ["RNN", "LSTM", "GRU"]) == "GRU"
+        assert torch_modules.torch_kind(lstm, ["RNN", "LSTM", "GRU"]) == "LSTM"
+        assert torch_modules.torch_kind(gru, ["RNN", "LSTM", "GRU"]) == "GRU"
 
     def test_kind_of_a_users_subclass(self):
         class MyModel(self.torch_class("LSTM")):
             pass
 
-        assert interop.torch.torch_kind(MyModel(), ["LSTM"]) == "LSTM"
+        assert torch_modules.torch_kind(MyModel(), ["LSTM"]) == "LSTM"
 
     def test_cell_is_not_its_layer(self):
         cell = self.torch_class("LSTMCell", self.torch_class("RNNCellBase"))()
-        assert interop.torch.torch_kind(cell, ["LSTM", "LSTMCell"]) == "LSTMCell"
+        assert torch_modules.torch_kind(cell, ["LSTM", "LSTMCell"]) == "LSTMCell"
         with pytest.raises(TypeError, match=r"expected a torch.nn.LSTM, got: LSTMCell"):
-            interop.torch.torch_kind(cell, ["LSTM"])
+            torch_modules.torch_kind(cell, ["LSTM"])
 
     @pytest.mark.parametrize("other", [object(), 5, None, "LSTM"])
     def test_other_kinds(self, other):
         message = rf"expected a torch.nn.RNN or torch.nn.GRU, got: {type(other).__name__}"
         with pytest.raises(TypeError, match=message):
-            interop.torch.torch_kind(other, ["RNN", "GRU"])
+            torch_modules.torch_kind(other, ["RNN", "GRU"])
 
     @pytest.mark.parametrize("shell", [seqjax.nnx, seqjax.linen], ids=SHELLS)
     @pytest.mark.parametrize(
@@ -832,7 +833,8 @@ class TestTorchModules:
         for index, name in enumerate(names.split()):
             setattr(module, name, index)
         module.state_dict = lambda: {"weight_ih": np.zeros((5, 3), np.float16)}
-        got = interop.torch.torch_arguments(module, getattr(shell, kind))
+        module.modules, module._forward_pre_hooks = lambda: [module], {}
+        got = torch_modules.torch_arguments(module, getattr(shell, kind))
         expected = {name: index for index, name in enumerate(names.split())}
         assert got == expected | {"param_dtype": np.float16}
 

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import shells
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 
 import seqjax
 import seqjax.linen
@@ -304,15 +303,6 @@ class TestWhereItDoesNotApply:
         np.testing.assert_allclose(seqjax.scan(doubled, params, xs)[1], 2 * expected, rtol=1e-5)
         with pytest.raises(ValueError, match="Doubled has a step of its own"):
             seqjax.scan(doubled, params, xs, implementation="xla")
-
-    def test_a_mesh_with_explicit_axes(self) -> None:
-        cell = CELLS["gru"]
-        params, xs = cases.random_params(cell), cases.random_inputs((4, 2, 3))
-        mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
-        with jax.set_mesh(mesh):
-            params, xs = jax.device_put((params, xs), P())
-            with pytest.raises(ValueError, match="'xla' does not apply: the mesh has explicit"):
-                seqjax.scan(cell, params, xs, implementation="xla")
 
 
 class TestRemat:

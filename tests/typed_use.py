@@ -10,6 +10,7 @@ from typing import Any, assert_type
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -86,13 +87,28 @@ def nnx_modules(rngs: nnx.Rngs, x: jax.Array) -> None:
     assert_type(seqjax.nnx.RNNCell(3, 5, True, "relu", rngs=rngs)(x, h_n), jax.Array)
     assert_type(lstm.layer, seqjax.Stack)
     assert_type(seqjax.nnx.LSTMCell(3, 5, rngs=rngs).layer, seqjax.LSTMCell)
+    assert_type(lstm.initial_state((2,)), tuple[jax.Array, jax.Array])
+    assert_type(seqjax.nnx.LSTMCell(3, 5, rngs=rngs).initial_state(), tuple[jax.Array, jax.Array])
+    assert_type(seqjax.nnx.GRU(3, 5, rngs=rngs).initial_state((2,)), jax.Array)
+    assert_type(seqjax.nnx.RNNCell(3, 5, rngs=rngs).initial_state((2,)), jax.Array)
+    lstm.initial_state(2)  # type: ignore[arg-type]
     assert_type(lstm.hidden_size, int)
     assert_type(lstm.rngs, nnx.RngStream | None)
     lstm(x, None, True)
     lstm.dropout = 0.0
     seqjax.nnx.Recurrent(seqjax.GRUCell(3, 5), batch_first=True, rngs=rngs)
 
+    seqjax.nnx.LSTM(
+        3,
+        5,
+        kernel_init=nnx.with_partitioning(jax.nn.initializers.normal(), (None, "model")),
+        recurrent_kernel_init=jax.nn.initializers.orthogonal(),
+        bias_init=seqjax.initializers.forget_bias(),
+        rngs=rngs,
+    )
+
     seqjax.nnx.LSTM("3", 5, rngs=rngs)  # type: ignore[arg-type]
+    seqjax.nnx.GRU(3, 5, bias_init="zeros", rngs=rngs)  # type: ignore[arg-type]
     seqjax.nnx.LSTM(3, rngs=rngs)  # type: ignore[call-arg]
     seqjax.nnx.LSTM(3, 5)  # type: ignore[call-arg]
     seqjax.nnx.LSTM(3, 5, rngs=0)  # type: ignore[arg-type]
@@ -122,11 +138,25 @@ def linen_modules(x: jax.Array) -> None:
     assert_type(seqjax.linen.RNNCell(3, 5, True, "relu")(x, h_n), jax.Array)
     assert_type(lstm.layer, seqjax.Stack)
     assert_type(seqjax.linen.LSTMCell(3, 5).layer, seqjax.LSTMCell)
+    assert_type(lstm.initial_state((2,)), tuple[jax.Array, jax.Array])
+    assert_type(seqjax.linen.LSTMCell(3, 5).initial_state(), tuple[jax.Array, jax.Array])
+    assert_type(seqjax.linen.GRU(3, 5).initial_state((2,)), jax.Array)
+    assert_type(seqjax.linen.RNNCell(3, 5).initial_state((2,)), jax.Array)
+    lstm.initial_state(2)  # type: ignore[arg-type]
     assert_type(lstm.hidden_size, int)
     lstm(x, (h_n, c_n), True)
     seqjax.linen.Recurrent(seqjax.GRUCell(3, 5), batch_first=True, name="gru")
 
+    seqjax.linen.LSTM(
+        3,
+        5,
+        kernel_init=nn.with_partitioning(jax.nn.initializers.normal(), (None, "model")),
+        recurrent_kernel_init=jax.nn.initializers.orthogonal(),
+        bias_init=seqjax.initializers.forget_bias(),
+    )
+
     seqjax.linen.LSTM("3", 5)  # type: ignore[arg-type]
+    seqjax.linen.GRU(3, 5, bias_init="zeros")  # type: ignore[arg-type]
     seqjax.linen.LSTM(3)  # type: ignore[call-arg]
     seqjax.linen.LSTM(3, 5, hidden=7)  # type: ignore[call-arg]
     seqjax.linen.LSTM(3, 5, deterministic=0)  # type: ignore[arg-type]

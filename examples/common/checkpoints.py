@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from common import files
+from common.packing import pack, unpack
 
 ARRAYS, NOTES = "arrays", "notes"
 
@@ -63,12 +64,16 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         # A copy: writing goes on beside the training, to whose lists the next step adds.
-        notes = {"checksum": _checksum(checkpoint), **json.loads(json.dumps(checkpoint.notes))}
-        arrays = {str(index): array for index, array in enumerate(checkpoint.arrays)}
+        notes = json.loads(json.dumps(checkpoint.notes))
+        notes["checksum"] = _checksum(checkpoint)
+        notes["layout"] = [(array.dtype.name, array.shape) for array in checkpoint.arrays]
+        # As one array: of several, those that Orbax still reads when one turns out to be damaged
+        # print tracebacks.
+        data = np.frombuffer(pack(checkpoint.arrays), np.uint8)
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                **{ARRAYS: ocp.args.PyTreeSave(arrays), NOTES: ocp.args.JsonSave(notes)}
+                **{ARRAYS: ocp.args.PyTreeSave([data]), NOTES: ocp.args.JsonSave(notes)}
             ),
         )
 
@@ -86,15 +91,17 @@ class Checkpoints:
                 return self._read(step)
             except Exception as error:  # Whatever reading a broken file can raise.
                 aside = self.folder / f"damaged-{step}"
+                while aside.exists():
+                    aside = aside.with_name(f"{aside.name}-again")
                 os.replace(self.folder / str(step), aside)
                 self._manager.reload()
                 reason = str(error).strip().partition("\n")[0][:200]
                 print(
-                    f"checkpoint {step} in {self.folder} is damaged ({reason}); it is {aside.name} "
-                    "now, and the one before it is used",
+                    f"checkpoint {step} in {self.folder} is damaged, and {aside.name} now "
+                    f"({reason})",
                     file=sys.stderr,
                 )
-        if steps:
+        if any(self.folder.glob("damaged-*")):  # Now, or at a call before.
             raise CheckpointError(
                 f"all checkpoints in {self.folder} are damaged. To start anew, give another "
                 "--checkpoint-dir or delete this one"
@@ -108,9 +115,11 @@ class Checkpoints:
                 **{ARRAYS: ocp.args.PyTreeRestore(), NOTES: ocp.args.JsonRestore()}
             ),
         )
-        arrays = [np.asarray(read[ARRAYS][str(index)]) for index in range(len(read[ARRAYS]))]
         notes = dict(read[NOTES])
-        checksum = notes.pop("checksum")
+        checksum, layout = notes.pop("checksum"), notes.pop("layout")
+        like = [jax.ShapeDtypeStruct(shape, dtype) for dtype, shape in layout]
+        [data] = read[ARRAYS]
+        arrays = unpack(np.asarray(data), like)
         if _checksum(checkpoint := Checkpoint(arrays, notes)) != checksum:
             raise ValueError("its contents are not what was written")
         return checkpoint
@@ -142,30 +151,52 @@ def _checksum(checkpoint: Checkpoint) -> str:
     return fingerprint([*checkpoint.arrays, np.frombuffer(notes, np.uint8)])
 
 
-def check_configuration(folder: Path, configuration: dict[str, Any]) -> None:
-    """Writes down what the checkpoints in a folder belong to, or compares it with what is there.
+def read_json(path: Path) -> dict[str, Any]:
+    """What a file of a checkpoint folder says.
+
+    Raises:
+      CheckpointError: it is damaged.
+    """
+    try:
+        if not isinstance(read := json.loads(path.read_text(encoding="utf-8")), dict):
+            raise ValueError("it is no JSON object")
+        return read
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}): delete it, and the command that trains writes it anew"
+        ) from error
+
+
+def check_configuration(
+    folder: Path, configuration: dict[str, Any], may_change: Collection[str] = ()
+) -> list[str]:
+    """Writes down what the checkpoints in a folder belong to, and compares it with what was there.
 
     Args:
       folder: made if it is not there.
       configuration: option to value, of what changes the course of a run.
+      may_change: options that may have other values than before.
+
+    Returns:
+      What has changed, in words.
 
     Raises:
-      CheckpointError: the folder is of another configuration.
+      CheckpointError: the folder is of another configuration, or what says so is damaged.
     """
     path = folder / "configuration.json"
     configuration = json.loads(json.dumps(configuration))
-    if not path.exists():
-        files.write(path, json.dumps(configuration, indent=2) + "\n")
-        return
-    there = json.loads(path.read_text())
-    if there != configuration:
-        differences = "\n".join(
-            f"  {name}: {there.get(name, 'nothing')} there, {configuration.get(name, 'nothing')} "
-            "here"
-            for name in sorted(there.keys() | configuration.keys())
-            if there.get(name) != configuration.get(name)
-        )
+    there = read_json(path) if path.exists() else configuration
+    changes = {
+        name: f"{name}: {there.get(name, 'nothing')} there, "
+        f"{configuration.get(name, 'nothing')} here"
+        for name in sorted(there.keys() | configuration.keys())
+        if there.get(name) != configuration.get(name)
+    }
+    if forbidden := [change for name, change in changes.items() if name not in may_change]:
+        differences = "\n  ".join(forbidden)
         raise CheckpointError(
-            f"the checkpoints in {folder} are of another configuration:\n{differences}\n"
+            f"the checkpoints in {folder} are of another configuration:\n  {differences}\n"
             "Give the options as they were, or another --checkpoint-dir"
         )
+    files.write(path, json.dumps(configuration, indent=2) + "\n")
+    return [*changes.values()]

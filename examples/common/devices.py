@@ -20,6 +20,8 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from common.packing import pack, unpack
+
 AXIS = "data"
 AUTO = "auto"
 
@@ -105,13 +107,8 @@ class Group:
         """A pytree like another, of the arrays that the main process gives for its leaves."""
         leaves, structure = jax.tree.flatten(like)
         # As bytes, which come as they are: JAX would send a sum, in which -0.0 becomes 0.0.
-        data = self.from_main(b"".join(array.tobytes() for array in arrays or []))
-        received, start = [], 0
-        for leaf in leaves:
-            values = np.frombuffer(data, leaf.dtype, leaf.size, start)
-            received.append(values.reshape(leaf.shape))
-            start += values.nbytes
-        return jax.tree.unflatten(structure, received)
+        data = self.from_main(pack(arrays or []))
+        return jax.tree.unflatten(structure, unpack(data, leaves))
 
     def any_process(self, flag: bool) -> bool:
         """Whether the flag is set on any process; all processes have to call it."""

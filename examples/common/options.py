@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -25,8 +26,8 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=_folder,
-        default=Path("runs") / Path(parser.prog).stem,
-        help="folder to write results to (default: %(default)s)",
+        help="folder to write results to (default: "
+        f"{default_out(parser.prog)}, followed by -smoke with --smoke)",
     )
     parser.add_argument(
         "--dtype",
@@ -67,8 +68,16 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--process-id", type=at_least(0), help="which one this is, from 0")
 
 
+def default_out(program: str, *modes: str) -> Path:
+    """The folder that a program writes to by itself: another one for each mode that it runs in."""
+    return Path("runs") / "-".join([Path(program).stem, *modes])
+
+
 def configure(args: argparse.Namespace) -> DTypes:
     """Prepares the run that the common options ask for: 64-bit types and the output folder."""
+    if args.out is None:
+        modes = [mode for mode in ("toy", "smoke") if getattr(args, mode, False)]
+        args.out = default_out(sys.argv[0], *modes)
     args.out.mkdir(parents=True, exist_ok=True)
     return dtypes(args.dtype)
 

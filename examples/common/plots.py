@@ -2,7 +2,7 @@
 
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +32,7 @@ def save_curves(path: Path, curves: dict[str, dict[str, list[float]]]) -> None:
         epochs = max(len(values) for values in lines.values())
         panel.set(xlabel="epoch", ylabel=quantity, xlim=(1, max(2, epochs)))
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.set_yscale(_scale_of(lines.values()))
         panel.grid(alpha=0.3)
         if len(lines) > 1:
             panel.legend()
@@ -123,8 +124,17 @@ def save_losses(path: Path, panels: list[LossPanel]) -> None:
         if panel.baseline is not None:
             axis.axhline(panel.baseline, color="black", linestyle="--", label="baseline")
         axis.set_title(textwrap.fill(panel.title, 45), fontsize=10)
-        axis.set(xlabel="step", ylabel="training loss", yscale="log")
+        scale = _scale_of(losses for runs in panel.runs.values() for _, losses in runs)
+        axis.set(xlabel="step", ylabel="training loss", yscale=scale)
         axis.grid(alpha=0.3)
         axis.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _scale_of(lines: Iterable[Sequence[float]]) -> str:
+    """A logarithmic scale shows more of what falls to less than a third."""
+    lines = [np.asarray(line) for line in lines]
+    values = np.concatenate(lines)
+    falls_far = max(line[0] for line in lines) > 3 * values.min()
+    return "log" if falls_far and np.all(values > 0) else "linear"

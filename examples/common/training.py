@@ -4,7 +4,7 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -42,7 +42,9 @@ class Run:
 
     What a step does must follow from the modules, the carry, the epoch and the step alone: order
     the data by a generator made from seed and epoch, and draw dropout from `run.key()`. Then a run
-    that was interrupted ends with the same weights, to the bit, as one that was not.
+    that was interrupted ends with the same weights, to the bit, as one that was not. So does one
+    that ended and is given more epochs, unless the number of epochs itself has a say in its steps,
+    as in that of a learning rate that falls until the last one.
 
     Args:
       args: of `options.add_training_arguments`, with `epochs` and `seed`.
@@ -163,9 +165,9 @@ class Run:
         if self._best_params is not None:
             self._set_params(self._best_params)
             return
-        if self._args.checkpoint_dir is None:
+        if (folder := self._args.checkpoint_dir) is None:
             return
-        found = None if self._best_checkpoints is None else self._best_checkpoints.restore()
+        found = self._read_on_main(lambda: _read_best(self._best_checkpoints, folder))
         self._set_params(self._group.arrays_from_main(found and found.arrays, self._params()))
 
     def __enter__(self) -> Self:
@@ -189,23 +191,25 @@ class Run:
 
     def _open_checkpoints(self, configuration: dict[str, Any]) -> None:
         """Goes on from the newest checkpoint, if there is one."""
-        found, error = None, ""
-        folder = self._args.checkpoint_dir
-        if self._group.is_main:
-            try:
-                check_configuration(folder, configuration)
-                self._checkpoints = Checkpoints(folder / "last")
-                if self._best is not None:
-                    self._best_checkpoints = Checkpoints(folder / "best", keep=1)
-                found = self._checkpoints.restore()
-            except CheckpointError as problem:
-                error = str(problem)
-        # All processes end alike, or go on alike.
-        if error := self._group.from_main(error.encode()).decode():
-            raise CheckpointError(error)
+        changes, folder = [], self._args.checkpoint_dir
+
+        def open_and_read() -> Checkpoint | None:
+            changes.extend(check_configuration(folder, configuration, may_change={"--epochs"}))
+            self._checkpoints = Checkpoints(folder / "last")
+            if self._best is not None:
+                self._best_checkpoints = Checkpoints(folder / "best", keep=1)
+            return self._checkpoints.restore()
+
+        found = self._read_on_main(open_and_read)
         notes = self._group.from_main(json.dumps(found and found.notes).encode())
         if (position := json.loads(notes)) is None:
             return
+        done = position["epoch"] - (not position["step"])  # The epoch that has begun counts.
+        if done > self._args.epochs:
+            raise CheckpointError(
+                f"the run in {folder} has come to epoch {done}, further than --epochs "
+                f"{self._args.epochs}: give at least {done}, or another --checkpoint-dir"
+            )
         like = self._state(), self._initial_carry
         state, carry = self._group.arrays_from_main(found and found.arrays, like)
         for module, values in zip(self._modules, state, strict=True):
@@ -215,7 +219,19 @@ class Run:
         self.curves, self._losses = position["curves"], position["losses"]
         finished = self.epoch > self._args.epochs
         where = "its end" if finished else f"epoch {self.epoch}, step {self.step}"
-        print(f"going on from {where}, found in {folder}", flush=True)
+        print(", ".join([f"going on from {where}, found in {folder}", *changes]), flush=True)
+
+    def _read_on_main(self, read: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+        """What the main process reads, there. Where it cannot, all processes end alike."""
+        found, error = None, ""
+        if self._group.is_main:
+            try:
+                found = read()
+            except CheckpointError as problem:
+                error = str(problem)
+        if error := self._group.from_main(error.encode()).decode():
+            raise CheckpointError(error)
+        return found
 
     def _save(self) -> None:
         self._fetch_losses()
@@ -304,18 +320,21 @@ def load_best(folder: Path, model: nnx.Module) -> None:
     Raises:
       CheckpointError: there are none, or they are damaged.
     """
-    found = None
-    if (folder / "best").is_dir():
-        checkpoints = Checkpoints(folder / "best", keep=1)
-        found = checkpoints.restore()
-        checkpoints.close()
+    checkpoints = Checkpoints(folder / "best", keep=1) if (folder / "best").is_dir() else None
+    found = _read_best(checkpoints, folder)
+    checkpoints.close()
+    params = nnx.state(model, nnx.Param)
+    nnx.update(model, jax.tree.unflatten(jax.tree.structure(params), found.arrays))
+
+
+def _read_best(checkpoints: Checkpoints | None, folder: Path) -> Checkpoint:
+    found = checkpoints.restore() if checkpoints else None
     if found is None:
         raise CheckpointError(
             f"{folder} holds no best weights: give the --checkpoint-dir of a run that has "
             "finished an epoch"
         )
-    params = nnx.state(model, nnx.Param)
-    nnx.update(model, jax.tree.unflatten(jax.tree.structure(params), found.arrays))
+    return found
 
 
 def _configuration(args: argparse.Namespace, data: str, steps_per_epoch: int) -> dict[str, Any]:

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 from jax.export import register_namedtuple_serialization
 from jax.typing import DTypeLike
 
+from seqjax.cells.checks import check_step
 from seqjax.initializers import torch_uniform
 from seqjax.ops import reference
 from seqjax.ops.dispatch import choose_implementation
 from seqjax.ops.masking import zero_padding
 from seqjax.ops.rematerialization import in_chunks
+from seqjax.ops.sharding import run_own_rows
 
 Carry = Any
 """A pytree of arrays `(*batch, features)`: the state between two steps."""
@@ -55,6 +57,11 @@ class Layer(abc.ABC, Generic[ParamsT, CarryT]):
     It is said beside `run`: a derived class with another `run` says it again.
     """
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "step" in vars(cls):  # Here, so that no class that writes a step has to check anything.
+            cls.step = _checked(cls.step)  # type: ignore[method-assign]
+
     @property
     @abc.abstractmethod
     def output_size(self) -> int:
@@ -67,7 +74,11 @@ class Layer(abc.ABC, Generic[ParamsT, CarryT]):
 
     @abc.abstractmethod
     def init(self, key: jax.Array, dtype: DTypeLike = jnp.float32) -> ParamsT:
-        """Draws the parameters."""
+        """Draws the parameters.
+
+        What `scan` and `step` are given is compared with them: which arrays there are, and their
+        shapes, is up to the layer's fields alone.
+        """
 
     @abc.abstractmethod
     def initial_carry(
@@ -77,7 +88,11 @@ class Layer(abc.ABC, Generic[ParamsT, CarryT]):
 
     @abc.abstractmethod
     def step(self, params: ParamsT, carry: CarryT, x: jax.Array) -> tuple[CarryT, jax.Array]:
-        """One time step: `(carry, x) -> (carry, y)`, with `x` of shape `(*batch, input_size)`."""
+        """One time step: `(carry, x) -> (carry, y)`, with `x` of shape `(*batch, input_size)`.
+
+        Whoever writes one need not check what it is given: it is what `scan` takes, in the layer's
+        own structures, or an error was raised before.
+        """
 
     @abc.abstractmethod
     def run(
@@ -144,15 +159,30 @@ class Cell(Layer[ParamsT, CarryT]):
     ) -> tuple[CarryT, jax.Array]:
         del key  # A cell draws nothing; dropout sits between layers.
         run = functools.partial(self._choose(implementation, xs), reverse=reverse, unroll=unroll)
-        if remat:
-            return in_chunks(run, params, carry, xs, mask=mask, reverse=reverse)
-        return run(params, carry, xs, mask=mask)
+        if xs.shape[0] == 0:  # No loop that nothing enters: XLA stumbles over some.
+            run = functools.partial(reference.no_steps, self.step)
+        elif remat:
+            run = functools.partial(in_chunks, run, reverse=reverse)
+        return run_own_rows(run, params, carry, xs, mask)
 
     def _choose(self, implementation: str | None, xs: jax.Array) -> Callable[..., Any]:
         """What runs the cell over `xs`: `(params, carry, xs, mask, reverse, unroll)`."""
         reason = "this cell is no GatedCell, from whose gates it is derived"
         choose_implementation(implementation, {"xla": reason})
         return functools.partial(reference.scan, self.step)
+
+
+def _checked(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A layer's `step` that is given what `scan` would give it, or raises what `scan` would."""
+
+    @functools.wraps(step)
+    def checked_step(
+        layer: Layer, params: Params, carry: Carry, x: jax.Array, **options: Any
+    ) -> Any:
+        check_layer("layer", layer)
+        return step(layer, *check_step(layer, params, carry, x), **options)
+
+    return checked_step
 
 
 def run_layer(
@@ -170,29 +200,6 @@ def run_layer(
     if not vars(owner).get("zeroes_padding", False):
         xs = zero_padding(mask, xs)
     return layer.run(params, carry, xs, mask=mask, **options)
-
-
-# What modules and `scan` ask of a layer at every call is found once, or computed in one call of all
-# arrays: outside `jax.jit`, it would take longer than a small layer.
-
-
-@functools.lru_cache
-def abstract_params(layer: Layer) -> Params:
-    """`layer.init`'s parameters without their values. Only their structure and shapes count."""
-    return jax.eval_shape(layer.init, jax.random.key(0))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def initial_carry(layer: Layer, batch_shape: tuple[int, ...], dtype: DTypeLike) -> Carry:
-    """`layer.initial_carry(batch_shape, dtype)`."""
-    return layer.initial_carry(batch_shape, dtype)
-
-
-def abstract_carry(
-    layer: Layer, batch_shape: tuple[int, ...] = (), dtype: DTypeLike = jnp.float32
-) -> Carry:
-    """`initial_carry` without the values."""
-    return initial_carry.eval_shape(layer, batch_shape, dtype)  # type: ignore[no-untyped-call]
 
 
 def exportable(cls: type[NamedTupleType]) -> type[NamedTupleType]:

@@ -23,7 +23,7 @@ from seqjax.cells.base import (
 from seqjax.ops import reference
 from seqjax.ops.dispatch import choose_implementation, why_not_xla
 from seqjax.ops.gates import Activation, State, activate_and_combine, equations, named_gates
-from seqjax.ops.precision import accumulation_dtype, project, widen
+from seqjax.ops.precision import accumulation_dtype, cast, project, widen
 from seqjax.ops.whole_sequence.scan import scan as whole_sequence_scan
 
 
@@ -167,10 +167,10 @@ class GatedCell(Cell[ParamsT, CarryT]):
         from_x = project(x, weights.w_ih, weights.b_ih)
         from_h = project(h, weights.w_hh, weights.b_hh)
         h, rest = activate_and_combine(self, from_x, from_h, State(widen(h), rest))
-        h = h.astype(x.dtype)
+        h = cast(h, x.dtype)
         weight = self.projection(params)
         if weight is not None:
-            h = project(h, weight).astype(x.dtype)
+            h = cast(project(h, weight), x.dtype)
         return self.join_carry(State(h, rest)), h
 
     def _kept_beside_h(self) -> int:

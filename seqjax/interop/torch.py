@@ -1,12 +1,10 @@
-"""PyTorch's state dicts to and from parameters, and what its modules are. No torch is imported.
+"""PyTorch's state dicts to and from parameters. Nothing here imports torch.
 
 PyTorch stores `weight_*` as (gates * hidden, features), one entry for each layer and direction;
 seqjax stores the transpose, ready to multiply. Gate orders and both biases are the same.
 """
 
-import inspect
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,6 +16,7 @@ from seqjax.cells.base import Params
 from seqjax.cells.gru import GRUParams
 from seqjax.cells.lstm import LSTMParams
 from seqjax.cells.rnn import RNNParams
+from seqjax.interop.state_dicts import ENTRY, advice, entries_under, one_dtype, quoted, to_arrays
 from seqjax.layers import BidirectionalParams
 
 __all__ = ["params_from_torch", "params_to_torch"]
@@ -35,10 +34,6 @@ _TORCH_NAMES = {
 }
 _FIELDS = {torch_name: field for field, torch_name in _TORCH_NAMES.items()}
 _CELL_PARAMS_BY_GATES: dict[int, type[CellParams]] = {1: RNNParams, 3: GRUParams, 4: LSTMParams}
-_ENTRY = re.compile(
-    r"(?P<name>weight_ih|weight_hh|bias_ih|bias_hh|weight_hr)"
-    r"(?:_l(?P<layer>0|[1-9]\d*)(?P<reverse>_reverse)?)?"
-)
 
 
 def params_to_torch(params: Params) -> dict[str, np.ndarray]:
@@ -72,7 +67,9 @@ def params_to_torch(params: Params) -> dict[str, np.ndarray]:
     return state_dict
 
 
-def params_from_torch(state_dict: Mapping[str, Any], dtype: DTypeLike | None = None) -> Params:
+def params_from_torch(
+    state_dict: Mapping[str, Any], dtype: DTypeLike | None = None, *, prefix: str = ""
+) -> Params:
     """The parameters in a PyTorch state dict of an RNN, LSTM, GRU or one of their cells.
 
     Which of them it is, is read off the names and shapes: entries `weight_ih`, … give one cell's
@@ -80,14 +77,18 @@ def params_from_torch(state_dict: Mapping[str, Any], dtype: DTypeLike | None = N
 
     Args:
       state_dict: PyTorch's names to arrays or tensors, of nothing but the recurrent layer.
-      dtype: dtype of the parameters; None keeps that of each array.
+      dtype: dtype of the parameters; None keeps the arrays', which must then have one.
+      prefix: where a whole model's state dict has the layer, for example `"encoder.rnn."`, with or
+        without the last dot; nothing else is read.
 
     Returns:
       `RNNParams`, `LSTMParams` or `GRUParams`, or a tuple with, for each layer, one of these or
       `BidirectionalParams` of two.
 
     Raises:
-      ValueError: entries are missing, unexpected or misshapen; the message names them.
+      TypeError: it is no state dict.
+      ValueError: entries are missing, unexpected or misshapen, or hold no numbers; the message
+        names them.
 
     >>> import numpy as np
     >>> cell = {"weight_ih": np.ones((15, 3)), "weight_hh": np.ones((15, 5))}
@@ -95,25 +96,31 @@ def params_from_torch(state_dict: Mapping[str, Any], dtype: DTypeLike | None = N
     >>> type(params).__name__, params.w_ih.shape, params.b_ih
     ('GRUParams', (3, 15), None)
     """
-    entries: dict[tuple[int | None, bool], dict[str, Any]] = {}
-    unexpected = []
-    for name, value in state_dict.items():
-        match = _ENTRY.fullmatch(name)
-        if match is None:
-            unexpected.append(name)
-            continue
-        layer = None if match["layer"] is None else int(match["layer"])
-        cell = entries.setdefault((layer, bool(match["reverse"])), {})
-        cell[_FIELDS[match["name"]]] = to_numpy(value)
-    if unexpected:
-        raise ValueError(f"Unexpected key(s) in state_dict: {_quoted(unexpected)}.")
+    values = entries_under(prefix, state_dict)
+    if unexpected := [name for name in values if ENTRY.fullmatch(name) is None]:
+        problem = f"Unexpected key(s) in state_dict: {quoted(unexpected)}."
+        raise ValueError(" ".join([problem, *advice(prefix, state_dict)]))
+    arrays = to_arrays(values)
+    params = _params_from_arrays(arrays, dtype)
+    if dtype is None:
+        one_dtype(arrays)
+    return params
+
+
+def _params_from_arrays(arrays: Mapping[str, np.ndarray], dtype: DTypeLike | None) -> Params:
+    entries: dict[tuple[int | None, bool], dict[str, np.ndarray]] = {}
+    for name, array in arrays.items():
+        if match := ENTRY.fullmatch(name):
+            layer = None if match["layer"] is None else int(match["layer"])
+            cell = entries.setdefault((layer, bool(match["reverse"])), {})
+            cell[_FIELDS[match["name"]]] = array
     if not entries:
         raise ValueError("state_dict is empty: expected weight_ih, weight_hh, …")
     if (None, False) in entries:
         if len(entries) > 1:
             raise ValueError(
                 "state_dict mixes a cell's names (weight_ih) with a layer's (weight_ih_l0): "
-                f"got {_quoted(state_dict)}"
+                f"got {quoted(arrays)}"
             )
         return _cell_from_torch(entries[None, False], "", dtype)
 
@@ -131,26 +138,32 @@ def params_from_torch(state_dict: Mapping[str, Any], dtype: DTypeLike | None = N
     return tuple(layers)
 
 
-def load_params(name: str, params: Params, state_dict: Mapping[str, Any]) -> Params:
-    """Parameters like `params` in structure, shapes and dtype, with a state dict's values.
+def load_params(
+    name: str, params: Params, state_dict: Mapping[str, Any], prefix: str = ""
+) -> Params:
+    """Parameters like `params` in structure, shapes, dtype and devices, with a state dict's values.
 
     Args:
       name: what they are loaded into, for the message.
       params: parameters that `params_to_torch` takes.
-      state_dict: PyTorch's names to arrays or tensors.
+      state_dict, prefix: as for `params_from_torch`.
 
     Raises:
+      TypeError: it is no state dict.
       ValueError: naming every entry that is missing, unexpected or misshapen.
     """
-    # Of them only structure, shapes and dtype count: they may be abstract.
+    # Of them only structure, shapes, dtype and devices count: they may be abstract.
     expected = params_to_torch(jax.tree.map(lambda p: np.empty(p.shape, p.dtype), params))
-    arrays = {key: to_numpy(value) for key, value in state_dict.items()}
+    values = entries_under(prefix, state_dict)
     problems = []
-    if missing := expected.keys() - arrays.keys():
-        problems.append(f"Missing key(s) in state_dict: {_quoted(sorted(missing))}.")
-    if unexpected := arrays.keys() - expected.keys():
-        problems.append(f"Unexpected key(s) in state_dict: {_quoted(sorted(unexpected))}.")
-    for key in expected.keys() & arrays.keys():
+    if missing := expected.keys() - values.keys():
+        problems.append(f"Missing key(s) in state_dict: {quoted(sorted(missing))}.")
+    if unexpected := values.keys() - expected.keys():
+        problems.append(f"Unexpected key(s) in state_dict: {quoted(sorted(unexpected))}.")
+    if problems:
+        problems += advice(prefix, state_dict)
+    arrays = to_arrays({key: values[key] for key in expected if key in values})
+    for key in arrays:
         if arrays[key].shape != expected[key].shape:
             problems.append(
                 f"size mismatch for {key}: got shape {arrays[key].shape}, "
@@ -158,51 +171,13 @@ def load_params(name: str, params: Params, state_dict: Mapping[str, Any]) -> Par
             )
     if problems:
         raise ValueError(f"Error(s) in loading state_dict for {name}:\n\t" + "\n\t".join(problems))
-    return params_from_torch(arrays, jax.tree.leaves(params)[0].dtype)
+    loaded = _params_from_arrays(arrays, jax.tree.leaves(params)[0].dtype)
+    return jax.tree.map(_put_where, params, loaded)
 
 
-def torch_kind(torch_module: Any, kinds: Iterable[str]) -> str:
-    """Which of the `torch.nn` classes named in `kinds` a module is an instance of.
-
-    Raises:
-      TypeError: none of them.
-    """
-    bases = {
-        base.__name__
-        for base in type(torch_module).__mro__
-        if base.__module__.partition(".")[0] == "torch"
-    }
-    for kind in kinds:
-        if kind in bases:
-            return kind
-    expected = " or ".join(f"torch.nn.{kind}" for kind in kinds)
-    raise TypeError(f"expected a {expected}, got: {type(torch_module).__name__}")
-
-
-def torch_arguments(torch_module: Any, kind: type) -> dict[str, Any]:
-    """What to call `kind` with so that it has the configuration and dtype of a PyTorch module.
-
-    The positional arguments of our constructors are attributes of PyTorch's modules.
-    """
-    parameters = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
-    arguments = {
-        parameter.name: getattr(torch_module, parameter.name)
-        for parameter in parameters
-        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-        and parameter.name not in ("self", "parent", "name")  # Flax's own, in linen.
-    }
-    weight = next(iter(torch_module.state_dict().values()))
-    return arguments | {"param_dtype": to_numpy(weight).dtype}
-
-
-def to_numpy(value: Any) -> np.ndarray:
-    """A NumPy array from a tensor, a JAX array or anything array-like."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":  # Tensor.numpy() refuses it.
-            return value.float().numpy().astype(jnp.bfloat16)
-        return value.numpy()
-    return np.asarray(value)
+def _put_where(old: Any, new: jax.Array) -> jax.Array:
+    """The new array on the devices of the old one, if that was put there and is no NumPy array."""
+    return jax.device_put(new, old.sharding) if getattr(old, "committed", False) else new
 
 
 def _cell_to_torch(params: Any, suffix: str) -> dict[str, np.ndarray]:
@@ -232,7 +207,7 @@ def _cell_from_torch(
         required += ["b_ih", "b_hh"]
     missing = [_TORCH_NAMES[field] + suffix for field in required if field not in entries]
     if missing:
-        raise ValueError(f"Missing key(s) in state_dict: {_quoted(missing)}.")
+        raise ValueError(f"Missing key(s) in state_dict: {quoted(missing)}.")
 
     def describe() -> str:
         shapes = {_TORCH_NAMES[field] + suffix: array.shape for field, array in entries.items()}
@@ -262,10 +237,6 @@ def _cell_from_torch(
 
     arrays: dict[str, Any] = {field: to_jax(entries.get(field)) for field in kind._fields}
     return kind(**arrays)
-
-
-def _quoted(names: Any) -> str:
-    return ", ".join(f'"{name}"' for name in names)
 
 
 def _not_in_torch(params: Any) -> str:

@@ -160,7 +160,7 @@ def _activate(
         if activation is None:
             written.append(h)
         elif activation in scales:
-            scale = np.repeat(np.array([scales[a] for a in run], x.dtype), units)
+            scale = np.repeat(np.array([[scales[a] for a in run]], x.dtype), units, axis=1)
             written.append((1 - scale) + scale * jnp.tanh((x + h) * scale))
         else:
             written.append(activation(x + h) if activation in SLOPES else x + h)

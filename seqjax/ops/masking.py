@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from seqjax.ops.sharding import shard_like
+
 
 def where_valid(mask: jax.Array, values: Any, otherwise: Any, axis: int = 0) -> Any:
     """`values` where `mask` is on, `otherwise` where it is off, leaf by leaf.
@@ -18,7 +20,8 @@ def where_valid(mask: jax.Array, values: Any, otherwise: Any, axis: int = 0) -> 
 
     def choose(value: jax.Array, other: jax.Array) -> jax.Array:
         others = (*range(axis), *range(axis + mask.ndim, value.ndim))
-        return jnp.where(jnp.expand_dims(mask, others), value, other)
+        keep = shard_like(jnp.expand_dims(mask, others), value)
+        return jnp.where(keep, value, other)
 
     return jax.tree.map(choose, values, otherwise)
 

@@ -14,9 +14,15 @@ def accumulation_dtype(dtype: DTypeLike) -> jnp.dtype:
     return jnp.dtype(jnp.float32) if is_16_bit_float else dtype
 
 
+def cast(array: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """`array.astype(dtype)`, which outside `jax.jit` takes its time even if it changes nothing."""
+    is_so = array.dtype == dtype and not getattr(array, "weak_type", False)
+    return array if is_so else array.astype(dtype)
+
+
 def widen(tree: Any) -> Any:
     """Every leaf in its `accumulation_dtype`."""
-    return jax.tree.map(lambda leaf: leaf.astype(accumulation_dtype(leaf.dtype)), tree)
+    return jax.tree.map(lambda leaf: cast(leaf, accumulation_dtype(leaf.dtype)), tree)
 
 
 def cast_like(tree: Any, like: Any) -> Any:
@@ -28,4 +34,11 @@ def project(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> j
     """`x @ weight + bias`, summed and returned in `accumulation_dtype(x.dtype)`."""
     dtype = accumulation_dtype(x.dtype)
     y = jnp.matmul(x, weight, preferred_element_type=dtype)
-    return y if bias is None else y + bias.astype(dtype)
+    return add_bias(y, bias)
+
+
+def add_bias(products: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """`products + bias` in the dtype of `products`, for JAX that refuses to promote ranks, too."""
+    if bias is None:
+        return products
+    return products + jnp.expand_dims(cast(bias, products.dtype), range(products.ndim - 1))

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
+from jax.export import is_symbolic_dim
 
 from seqjax.ops.masking import where_valid, zero_padding
 from seqjax.ops.precision import cast_like, widen
@@ -26,6 +28,12 @@ def scan(
     Every order and mode of derivative works. A step whose mask is off leaves the carry as it was
     and emits zeros; a reversed scan therefore starts at each row's last valid step by itself.
     """
+    steps = xs.shape[0]
+    if unroll > 1 and is_symbolic_dim(steps) and steps % unroll != 0:
+        raise ValueError(
+            f"unroll={unroll} needs a number of steps, or a symbolic one that it divides, such as "
+            f"'{unroll}*t', got: {steps}. Use unroll=1"
+        )
     # The gradient of the parameters is a sum over time, which the scan forms in the dtype in which
     # they enter it: 16-bit ones enter it widened. The step still sees their own dtype and values.
     # Inside of jax.shard_map the sum over devices belongs after the loop, not into each step.
@@ -42,15 +50,19 @@ def scan(
         return new_carry, y
 
     carry = vary_like(carry, (carry, xs, mask, params))
-    carry = _reshard_as_result(body, carry, (xs, mask))
     return lax.scan(body, carry, (xs, mask), reverse=reverse, unroll=unroll)
 
 
-def _reshard_as_result(body: Callable[..., Any], carry: Any, inputs: Any) -> Any:
-    """The carry sharded as `body` returns it, where a mesh with explicit axes makes that a type."""
-    if not jax.sharding.get_abstract_mesh().explicit_axes:
-        return carry
-    first_inputs = jax.tree.map(lambda leaf: leaf[0], inputs)
-    result, _ = jax.eval_shape(body, carry, first_inputs)
-    reshard: Callable[..., jax.Array] = jax.sharding.reshard
-    return jax.tree.map(lambda leaf, like: reshard(leaf, like.sharding.spec), carry, result)
+def no_steps(
+    step: Callable[[Any, Any, jax.Array], tuple[Any, jax.Array]],
+    params: Any,
+    carry: Any,
+    xs: jax.Array,
+    *,
+    mask: jax.Array | None,
+) -> tuple[Any, jax.Array]:
+    """What `scan` gives of a sequence of length 0: the carry as it came, and no outputs."""
+    del mask
+    x = jax.eval_shape(lambda: jnp.zeros(xs.shape[1:], xs.dtype))
+    _, y = jax.eval_shape(step, params, carry, x)
+    return carry, jnp.zeros((0, *y.shape), y.dtype)

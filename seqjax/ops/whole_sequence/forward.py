@@ -13,7 +13,7 @@ from seqjax.ops import elementwise
 from seqjax.ops.elementwise import Saved, barrier
 from seqjax.ops.gates import Gated, State, keeps_apart
 from seqjax.ops.masking import where_valid, zero_padding
-from seqjax.ops.precision import cast_like, project, widen
+from seqjax.ops.precision import add_bias, cast_like, project, widen
 from seqjax.ops.sharding import vary_like
 from seqjax.ops.whole_sequence.chunks import (
     Plan,
@@ -101,7 +101,8 @@ def forward(
             step = first + (steps - 1 - index if plan.reverse else index)
             valid_step = None if valid is None else _at(valid, step - start)
             from_x = _cut(from_xs, (step - start) * rows, rows)
-            new_state, saved = _step(plan.cell, params, state, total(from_x, bias), valid_step)
+            from_x = add_bias(from_x, bias)
+            new_state, saved = _step(plan.cell, params, state, from_x, valid_step)
             h = new_state.h if save else zero_padding(valid_step, new_state.h)
             values = Residuals(state, h, saved) if save else Residuals(None, h, None)
             return new_state, jax.tree.map(_put(step + saved_start), residuals, values)
@@ -128,7 +129,7 @@ def _save_plainly(
         new_state, saved = _step(plan.cell, step_params, state, from_x, valid)
         return new_state, Residuals(state, new_state.h, saved)
 
-    from_xs = total(project(zero_padding(mask, xs), params.w_ih), bias)
+    from_xs = add_bias(project(zero_padding(mask, xs), params.w_ih), bias)
     state, residuals = lax.scan(body, state, (from_xs, mask), reverse=plan.reverse)
     buffers = _buffers(plan, params, state, xs, save=True)
     start = lacking(len(xs), plan.steps) if plan.reverse else 0

@@ -16,7 +16,6 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from seqjax.ops.gates import Gated, State
 from seqjax.ops.masking import zero_padding
@@ -43,15 +42,12 @@ def scan(
       cell: its gates and how they are combined.
       params: `w_ih`, `w_hh`, `b_ih`, `b_hh` (None without bias), and what `cell.projection` finds.
       carry: leaves `(*batch, features)`.
-      xs: `(T, *batch, features)`.
+      xs: `(T, *batch, features)`, at least one step.
       mask: bool `(T, *batch)`, or None.
       reverse: from the last step to the first.
       unroll: steps per iteration of the loop.
     """
     length, *batch, _ = xs.shape
-    if length == 0:
-        h = cell.split_carry(carry).h
-        return carry, jnp.zeros((0, *h.shape), h.dtype)
     rows = math.prod(batch)
     flat = functools.partial(_with_batch, batch, (rows,))
     state = jax.tree.map(functools.partial(flat, 0), cell.split_carry(carry))
