@@ -1,7 +1,7 @@
 """What a module gives back for a sequence."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -24,6 +24,9 @@ class OutputAndState(Sequence[Any]):
     def __getitem__(self, index: Any) -> Any:
         return (self.output, self.state)[index]
 
+    def __iter__(self) -> Iterator[Any]:  # Faster than what a `Sequence` has.
+        return iter((self.output, self.state))
+
     def __len__(self) -> int:
         return 2
 
@@ -32,13 +35,13 @@ class OutputAndState(Sequence[Any]):
 
     def _is_no_array(self, *_: Any, **__: Any) -> NoReturn:
         raise TypeError(
-            "an array is expected here, but a recurrent module gives back a pair, which is got: "
-            "take it apart, `output, state = module(input)`, and hand on the output. In a "
-            "Sequential of Flax, layers one after the other are one `Recurrent(Stack([...]))`, and "
+            "expected an array, got the pair that a recurrent module gives back: take it apart, "
+            "`output, state = module(input)`, and hand on the output. In a Sequential of Flax, "
+            "layers one after the other are one `Recurrent(Stack([...]))`, and "
             "`lambda pair: pair[0]` after it hands on its output"
         )
 
-    # All that libraries ask of an array, to have it or to see whether it is one.
+    # What libraries ask of an array, to have it or to see whether it is one.
     __array__ = __jax_array__ = _is_no_array
     dtype = ndim = shape = property(_is_no_array)
 

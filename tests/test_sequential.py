@@ -22,7 +22,10 @@ T, BATCH = 5, 2
 X = random_inputs((T, BATCH, 3))
 KEY = jax.random.key(0)
 KINDS = [*LAYERS, "Recurrent"]
-MESSAGE = r"a recurrent module gives back a pair.*one `Recurrent\(Stack\(\[\.\.\.\]\)\)`"
+MESSAGE = (
+    "expected an array, got the pair that a recurrent module gives back.*"
+    r"one `Recurrent\(Stack\(\[\.\.\.\]\)\)`"
+)
 
 shells = pytest.mark.parametrize("shell", SHELLS)
 kinds = pytest.mark.parametrize("kind", KINDS)
