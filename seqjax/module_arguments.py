@@ -22,12 +22,13 @@ Args:
   dtype: dtype to compute in, to which input, state and weights are cast; None: theirs, which
     must be the same.
   param_dtype: dtype of the weights.
-  kernel_init: initializer `(key, shape, dtype) -> array`, as in `jax.nn.initializers` or
-    `seqjax.initializers`, of each gate's part of the input weights w_ih, `(input_size,
-    hidden_size)`. Flax's `with_partitioning` may wrap it, and names the axes of all gates side by
-    side. None: as the layer draws it, and all weights of other names: PyTorch's distribution.
-  recurrent_kernel_init: the same of the recurrent weights w_hh, and of a projection w_hr.
-  bias_init: the same of the biases b_ih and b_hh, which are added: each at once for all gates.
+  kernel_init: initializer of the input weights w_ih, `(key, shape, dtype) -> array`, as in
+    `jax.nn.initializers` or `seqjax.initializers`. It draws each gate apart, of shape
+    `(input_size, hidden_size)`. Flax's `with_partitioning` may wrap it, and names the axes of w_ih,
+    all gates side by side. None: as the layer draws it (PyTorch's distribution), which is also how
+    weights of other names than these are drawn.
+  recurrent_kernel_init: the same for the recurrent weights w_hh, and for a projection's w_hr.
+  bias_init: the same for the biases b_ih and b_hh, which are added. It draws all gates at once.
   implementation: as in `seqjax.scan`.
   remat: as in `seqjax.scan`.
   deterministic: True turns dropout off; given here or in the call.
@@ -83,7 +84,8 @@ def documented(module: type[Module]) -> type[Module]:
         source = f"https://docs.pytorch.org/docs/stable/generated/torch.nn.{module.__name__}.html"
         before.append(f"Equation: `seqjax.{name}Cell`. Source:\n{source}")
         after.append(
-            "Raises:\n  TypeError, ValueError: where PyTorch raises, and for sizes below 1."
+            "Raises:\n  TypeError, ValueError: where PyTorch raises, for sizes below 1, and for "
+            "initializers\n    that find nothing to draw or give other shapes."
         )
         if name != "LSTM":
             example = example.replace("LSTM", name).replace("(h, c)", "h")
