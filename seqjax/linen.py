@@ -23,7 +23,7 @@ from seqjax.initial_parameters import draw
 from seqjax.interop.torch import load_params, params_to_torch
 from seqjax.interop.torch_modules import torch_arguments, torch_kind, weights_in_effect
 from seqjax.module_arguments import CellT, LSTMState, LSTMStateLike, State, StateLike, documented
-from seqjax.parameter_names import params_from_dict, params_to_dict
+from seqjax.parameter_names import params_to_dict
 
 __all__ = [
     "GRU",
@@ -148,25 +148,20 @@ class _Parameters(nn.Module, arguments.ModuleArguments):
     @nn.nowrap
     def _params(self) -> Params:
         layer = self.layer
-        abstract = params_to_dict(abstract_params(layer))
         drawn: dict[str, Any] = {}
 
         def init(key: jax.Array, name: str) -> Any:
-            # At every call, Flax traces the initializers of what is there, to compare shapes.
-            if self.has_variable("params", name):
-                return jax.tree.map(
-                    lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), abstract[name]
-                )
             # The first that is not there draws for all. Not compiled as one: that takes longer than
             # array by array, many of which have one shape.
             if not drawn:
                 drawn.update(draw(layer, key, self.param_dtype, self._initializers, jax.tree.map))
             return drawn[name]
 
-        params = {name: self.param(name, init, name) for name in abstract}
-        # Flax hands out what is asked for: layers that nobody asks for would be left out.
-        _own_params(layer, {**self.variables.get("params", {}), **params})
-        return params_from_dict(layer, params)
+        for name in params_to_dict(abstract_params(layer)):
+            # Of what is there, Flax would trace the initializer at every call, to compare shapes.
+            if not self.has_variable("params", name):
+                self.param(name, init, name)
+        return _own_params(layer, self.variables.get("params", {}))
 
 
 class _OverSequences(_Parameters, arguments.SequenceArguments, kw_only=True):

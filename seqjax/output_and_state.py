@@ -50,7 +50,7 @@ jax.tree_util.register_pytree_with_keys(
     OutputAndState,
     lambda pair: ([(jax.tree_util.SequenceKey(i), entry) for i, entry in enumerate(pair)], None),
     lambda _, entries: OutputAndState(*entries),
-    lambda pair: (tuple(pair), None),
+    lambda pair: ((pair.output, pair.state), None),
 )
 register_pytree_node_serialization(
     OutputAndState,

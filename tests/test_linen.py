@@ -136,7 +136,7 @@ class TestVariables:
 
     def test_weights_that_do_not_fit(self):
         lstm, variables = module()
-        with pytest.raises(flax.errors.ScopeParamShapeError, match="layers_0"):
+        with pytest.raises(ValueError, match=r"params layers_0/w_ih: expected shape \(3, 24\)"):
             seqjax.linen.LSTM(3, 6, 2).apply(variables, X)
         with pytest.raises(flax.errors.ScopeParamNotFoundError, match="layers_2"):
             seqjax.linen.LSTM(3, 5, 3).apply(variables, X)

@@ -1,5 +1,6 @@
 """How precisely sums are kept, whatever the dtype of what is summed."""
 
+import functools
 from typing import Any
 
 import jax
@@ -30,6 +31,8 @@ def cast_like(tree: Any, like: Any) -> Any:
     return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), tree, like)
 
 
+# One call outside of `jax.jit`, where each operation is one that takes its time.
+@functools.partial(jax.jit, inline=True)
 def project(x: jax.Array, weight: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """`x @ weight + bias`, summed and returned in `accumulation_dtype(x.dtype)`."""
     dtype = accumulation_dtype(x.dtype)
