@@ -649,8 +649,8 @@ MISTAKES = {
     ),
     "initializers traced at every call": Mistake(
         "seqjax/linen.py",
-        'if self.has_variable("params", name):',
-        "if False:",
+        'if not self.has_variable("params", name):',
+        "if True:",
         "parameter_names",
         "shapes_once",
     ),
