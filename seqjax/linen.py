@@ -6,6 +6,7 @@ those of `seqjax.nnx`, for example `layers_0/forward/w_ih`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ from seqjax import cells
 from seqjax import module_arguments as arguments
 from seqjax.cells.base import Layer, Params
 from seqjax.cells.checks import abstract_params, check_params
-from seqjax.initial_parameters import draw
+from seqjax.initial_parameters import WEIGHTS, draw
 from seqjax.interop.torch import load_params, params_to_torch
 from seqjax.interop.torch_modules import torch_arguments, torch_kind, weights_in_effect
 from seqjax.module_arguments import CellT, LSTMState, LSTMStateLike, State, StateLike, documented
@@ -40,6 +41,9 @@ __all__ = [
 __dir__ = __all__.copy  # What dir() and tab completion show.
 
 Variables = Mapping[str, Any]
+
+OF_LAYERS = {"forward", "backward", *itertools.chain(*WEIGHTS.values())}
+"""Names of parameters, beside those of a Stack's layers. A layer without them refuses them."""
 
 
 def torch_state_dict(module: _TorchModule, variables: Variables) -> dict[str, np.ndarray]:
@@ -95,7 +99,8 @@ def load_torch_state_dict(
     params = _own_params(module.layer, variables["params"])
     loaded = params_to_dict(load_params(type(module).__name__, params, state_dict, prefix))
     boxes = {name: unfreeze(variables["params"][name]) for name in loaded}
-    return {**variables, "params": nn.meta.replace_boxed(boxes, loaded)}
+    own = nn.meta.replace_boxed(boxes, loaded)
+    return {**variables, "params": {**variables["params"], **own}}
 
 
 def from_torch(torch_module: Any) -> tuple[_TorchModule, dict[str, Any]]:
@@ -130,7 +135,7 @@ def from_torch(torch_module: Any) -> tuple[_TorchModule, dict[str, Any]]:
 
 def _own_params(layer: Layer, params: Mapping[str, Any]) -> Params:
     """The layer's parameters, out of Flax's boxes, of a scope that may be shared with others."""
-    names = params_to_dict(abstract_params(layer))
+    names = params_to_dict(abstract_params(layer)).keys() | OF_LAYERS
     own = {k: v for k, v in params.items() if k in names or k.startswith("layers_")}
     return check_params(layer, nn.meta.unbox(own))
 

@@ -45,6 +45,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from seqjax import cells, torch_shape
@@ -147,6 +148,12 @@ class SequenceArguments(ModuleArguments):
 
     def _run(self, input: Any, state: Any, *dropout: Any, **options: Any) -> tuple[jax.Array, Any]:
         """A call with its `lengths` and `mask`; `dropout` is what `_dropout_key` takes."""
+        deterministic = dropout[0]
+        if not (deterministic is None or isinstance(deterministic, bool | np.bool_)):
+            raise TypeError(
+                "deterministic should be a bool that is known when tracing, or None, got: "
+                f"{type(deterministic).__name__}. lengths= and mask= are given by name"
+            )
         options["key"] = self._dropout_key(*dropout)
         for name in ("batch_first", "dtype", "implementation", "remat"):
             options[name] = getattr(self, name)
@@ -191,8 +198,9 @@ class RecurrentArguments(SequenceArguments):
             its "dropout" stream.
 
         Returns:
-          `(output, carry)`, which unpacks and indexes as a tuple does: outputs in the input's
-          layout, zero at padding, and the final state.
+          `(output, carry)`: outputs in the input's layout, zero at padding, and the final state.
+          It unpacks and indexes as a tuple does; where JAX compares structures, as
+          `out_axes=(1, 1)` does, `tuple(...)` of it is one.
         """
         return self._run(input, carry, deterministic, lengths=lengths, mask=mask)
 
@@ -321,9 +329,10 @@ class LayerArguments(_Sizes[State], SequenceArguments, Generic[StateLike, State]
             its "dropout" stream.
 
         Returns:
-          `(output, state)`, which unpacks and indexes as a tuple does: output in the input's
-          layout with `num_directions * size` features, zero at padding; state as `hx`, taken at
-          each row's last valid step.
+          `(output, state)`: output in the input's layout with `num_directions * size` features,
+          zero at padding; state as `hx`, taken at each row's last valid step. It unpacks and
+          indexes as a tuple does; where JAX compares structures, as `out_axes=(1, 1)` does,
+          `tuple(...)` of it is one.
 
         Raises:
           TypeError, ValueError: where PyTorch raises, and for `lengths` or `mask` that do not fit.

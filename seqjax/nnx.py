@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, dataclass_transform
 import jax
 import numpy as np
 from flax import nnx
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from seqjax import module_arguments as arguments
 from seqjax.cells.base import Carry, Params
@@ -104,7 +104,19 @@ class _Parameters(nnx.Module, arguments.ModuleArguments):
         return params_from_dict(self.layer, vars(self), read=lambda variable: variable.get_value())
 
     def _params(self) -> Params:
-        return self.params
+        params = self.params
+        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
+            raise ValueError(
+                f"this {type(self).__name__} has no weights yet, but shapes alone, as of "
+                "nnx.eval_shape: load weights before it is called"
+            )
+        return params
+
+    @property
+    def _compute_dtype(self) -> DTypeLike:
+        # Weights may have been cast since they were made.
+        leaves = jax.tree.leaves(self.params) if self.dtype is None else []
+        return leaves[0].dtype if leaves else super()._compute_dtype
 
 
 class _TorchWeights(_Parameters):

@@ -22,6 +22,8 @@ class OutputAndState(Sequence[Any]):
     state: Any
 
     def __getitem__(self, index: Any) -> Any:
+        if not isinstance(index, int | slice):
+            self._is_no_array()
         return (self.output, self.state)[index]
 
     def __iter__(self) -> Iterator[Any]:  # Faster than what a `Sequence` has.

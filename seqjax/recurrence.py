@@ -19,6 +19,7 @@ from seqjax.cells.base import (
 from seqjax.cells.checks import as_array, check_carry, check_input, initial_carry
 from seqjax.ops.dispatch import check_implementation
 from seqjax.ops.masking import where_valid
+from seqjax.ops.sharding import shard_like
 
 __all__ = ["scan"]
 __dir__ = __all__.copy  # What dir() and tab completion show.
@@ -129,13 +130,19 @@ def _scan(
     # NaN in the state of a row that is all padding would reach the weights' gradients, as 0 * NaN.
     rows = mask.any(axis=0)
 
-    def where_read(values: jax.Array, otherwise: jax.Array) -> jax.Array:
-        by_row = values.shape[: rows.ndim] == rows.shape
-        return where_valid(rows, values, otherwise) if by_row else values
+    def has_rows(leaf: jax.Array) -> bool:
+        return leaf.shape[: rows.ndim] == rows.shape and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
-    read = jax.tree.map(lambda leaf: where_read(leaf, jnp.zeros_like(leaf)), carry)
-    end, ys = run(read)
-    return jax.tree.map(where_read, end, carry), ys
+    def start_of(leaf: jax.Array) -> jax.Array:
+        if not has_rows(leaf):
+            return leaf
+        return jnp.where(jnp.isfinite(leaf), leaf, where_valid(rows, leaf, jnp.zeros_like(leaf)))
+
+    def end_of(end: jax.Array, given: jax.Array) -> jax.Array:
+        return where_valid(rows, end, shard_like(given, end)) if has_rows(end) else end
+
+    end, ys = run(jax.tree.map(start_of, carry))
+    return jax.tree.map(end_of, end, carry), ys
 
 
 def _check_mask(mask: jax.Array, xs: jax.Array) -> None:

@@ -429,6 +429,25 @@ class TestCellsOfOnesOwn:
         with pytest.raises(TypeError, match="layer should be hashable, got: Cell"):
             door(Cell(), *arguments(Decay()))
 
+    def test_step_of_a_base(self) -> None:
+        """It gets what the derived class makes of its own arguments."""
+
+        class Scaled(seqjax.GRUCell):
+            def init(self, key: jax.Array, dtype: Any = jnp.float32) -> Any:
+                return {"cell": super().init(key, dtype), "scale": jnp.ones((), dtype)}
+
+            def step(self, params: Any, carry: Any, x: jax.Array, times: int = 1) -> Any:
+                return super().step(params["cell"], carry, times * params["scale"] * x)
+
+        params, carry, x = arguments(GRU)
+        scaled = Scaled(GRU.input_size, GRU.hidden_size)
+        own = {"cell": params, "scale": jnp.float32(2)}
+        contract.assert_close(scaled.step(own, carry, x, 3), GRU.step(params, carry, 6 * x))
+        _, ys = seqjax.scan(scaled, own, x[None], carry)
+        contract.assert_close(ys[0], GRU.step(params, carry, 2 * x)[1])
+        with pytest.raises(TypeError, match=r"those of the Scaled.* missing cell/w_ih"):
+            scaled.step(params, carry, x)
+
     def test_what_else_its_step_takes(self) -> None:
         params, carry, x = arguments(Decay())
         new, _ = Decay().step(params, carry, x=x, gain=2.0)
@@ -508,6 +527,16 @@ class TestModules:
         wrong = jax.tree.map(nnx.Param, params._replace(b_hh=jnp.ones(1)))
         with pytest.raises(ValueError, match=r"params b_hh: expected shape \(15,\), got \(1,\)"):
             door(GRU, wrong, carry, x)
+
+    def test_linen_with_variables_of_a_layer_with_biases(self) -> None:
+        x = jnp.ones((2, 3))
+        variables = seqjax.linen.GRUCell(3, 5).init(jax.random.key(0), x)
+        for without in (
+            seqjax.linen.GRUCell(3, 5, bias=False),
+            seqjax.linen.Recurrent(seqjax.GRUCell(3, 5, bias=False)),
+        ):
+            with pytest.raises(TypeError, match="got: unexpected b_hh, b_ih"):
+                without.apply(variables, x)
 
     def test_linen_with_variables_of_more_layers(self) -> None:
         """Flax itself says nothing."""

@@ -100,6 +100,15 @@ def test_carry_of_a_scan_in_bfloat16(kind: str, shell: str) -> None:
     assert_same(state, expected, 1e-2)
 
 
+def test_weights_that_were_cast() -> None:
+    """What hx=None means follows the weights, not what they were made in."""
+    lstm = seqjax.nnx.LSTM(3, 5, rngs=nnx.Rngs(0))
+    cast = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), nnx.state(lstm, nnx.Param))
+    nnx.update(lstm, cast)
+    x = jnp.ones((4, BATCH, 3), jnp.bfloat16)
+    assert_same(lstm(x, lstm.initial_state((BATCH,))), lstm(x), 0)
+
+
 @shells
 @pytest.mark.parametrize("kind", ["LSTM", "LSTMCell"])
 def test_start_of_generate(kind: str, shell: str) -> None:

@@ -254,6 +254,16 @@ def test_deterministic_is_third(shell: str, kind: str) -> None:
     assert differ(got[False][0], expected[0])
 
 
+@shells
+@pytest.mark.parametrize("kind", [*LAYERS, "Recurrent"])
+def test_lengths_are_given_by_name(shell: str, kind: str) -> None:
+    """By position they would be `deterministic`, at which nobody looks where nothing is dropped."""
+    args = (seqjax.GRUCell(3, 5),) if kind == "Recurrent" else (3, 5)
+    made = build(shell, kind, *args)
+    with pytest.raises(TypeError, match=r"deterministic should be a bool .*lengths= and mask="):
+        made(random_inputs((6, 4, 3)), None, jnp.array([6, 2, 0, 3]))
+
+
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_module_holds_what_its_layer_is_made_of_once(kind: str) -> None:
     module = getattr(seqjax.nnx, kind)(3, 5, 2, rngs=nnx.Rngs(0))

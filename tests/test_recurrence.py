@@ -308,6 +308,49 @@ class TestLayersOfOnesOwn:
         contract.assert_close(ys, expected)
 
 
+class TestStateOfPadding:
+    """A row that is padding alone reads no state: none reaches gradients, whatever it is."""
+
+    MASK = contract.MASK & ~np.isin(np.arange(contract.MASK.shape[1]), 1)
+
+    @pytest.mark.parametrize("implementation", ["scan", "xla"])
+    @pytest.mark.parametrize("layer", [cases.CELLS["lstm"], MIXED], ids=["lstm", "mixed"])
+    def test_no_number(self, layer: seqjax.Layer, implementation: str) -> None:
+        case = contract.make_case(layer)
+
+        def run(carry: Any) -> Any:
+            def loss(params: Any, xs: Any, carry: Any) -> Any:
+                result = seqjax.scan(
+                    layer, params, xs, carry, mask=self.MASK, implementation=implementation
+                )
+                return sum(jnp.nansum(jnp.sin(leaf)) for leaf in jax.tree.leaves(result)), result
+
+            gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
+            return contract.quick_jit(gradient)(case.params, case.xs, carry)
+
+        bad = jax.tree.map(lambda leaf: jnp.asarray(leaf).at[1].set(jnp.nan), case.carry)
+        gradients, (end, ys) = run(bad)
+        expected_gradients, (_, expected_ys) = run(case.carry)
+        contract.assert_close((gradients, ys), (expected_gradients, expected_ys))
+        assert all(np.isnan(leaf[1]).all() for leaf in jax.tree.leaves(end))
+
+    def test_a_number(self) -> None:
+        """It stays: another one, as zero, may have no derivative there."""
+
+        class Root(LeakyMean):
+            def step(self, params: Any, carry: Any, x: jax.Array) -> tuple[Any, jax.Array]:
+                mean = jnp.einsum("i,...i->...i", params["scale"], carry["mean"])
+                return {"mean": mean}, jnp.sqrt(mean) + x
+
+        cell = Root(3)
+        case = jax.tree.map(lambda leaf: np.abs(leaf) + 1, contract.make_case(cell))
+
+        def loss(params: Any) -> jax.Array:
+            return seqjax.scan(cell, params, case.xs, case.carry, mask=self.MASK)[1].sum()
+
+        assert np.isfinite(jax.grad(loss)(case.params)["scale"]).all()
+
+
 class TestTracing:
     def test_eager_calls_trace_once(self) -> None:
         """Outside jit, too, only the first call of a shape runs the step in Python."""

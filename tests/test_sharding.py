@@ -321,6 +321,19 @@ def check_placed(
     )
 
 
+def check_replicated_carry(mesh: Any, *, in_context: bool, **options: Any) -> None:
+    """A state that is not sharded, with rows that are, one of them padding alone."""
+    case = contract.make_case(LSTM, (ROWS,))
+    mask = MASK & (np.arange(ROWS) != 1)
+    expected = seqjax.scan(LSTM, *case[:3], mask=mask, **options)
+    mesh = explicit_mesh(data=DEVICES)
+    with entering(mesh, in_context):
+        params, carry = place(mesh, (case.params, case.carry), REPLICATED)
+        xs, mask = (place(mesh, array, TIME_BATCH) for array in (case.xs, mask))
+        got = seqjax.scan(LSTM, params, xs, carry, mask=mask, **options)
+    contract.assert_close(jax.device_get(got), jax.device_get(expected))
+
+
 def check_no_steps(mesh: Any, **options: Any) -> None:
     """A sequence of no steps gives its state back, and no outputs."""
     case = contract.make_case(LSTM, (ROWS,))
@@ -511,6 +524,12 @@ CHECKS = {
             "a cell of one's own": {"layer": LeakyMean(cases.INPUT_SIZE)},
         }.items()
         for in_context in (False, True)
+    },
+    **{
+        f"replicated carry, {place}": functools.partial(
+            check_replicated_carry, in_context=place == "in context"
+        )
+        for place in ("in context", "arrays alone")
     },
     **{
         f"mesh of {name}": functools.partial(

@@ -177,10 +177,13 @@ def _checked(step: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(step)
     def checked_step(
-        layer: Layer, params: Params, carry: Carry, x: jax.Array, **options: Any
+        layer: Layer, params: Params, carry: Carry, x: jax.Array, *args: Any, **options: Any
     ) -> Any:
-        check_layer("layer", layer)
-        return step(layer, *check_step(layer, params, carry, x), **options)
+        # By `super().step` a class may call another's, with parameters and a state of its own.
+        if type(layer).step is checked_step:
+            check_layer("layer", layer)
+            params, carry, x = check_step(layer, params, carry, x)
+        return step(layer, params, carry, x, *args, **options)
 
     return checked_step
 

@@ -7,6 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from seqjax.cells.base import check_type
+
 ENTRY = re.compile(
     r"(?P<name>weight_ih|weight_hh|bias_ih|bias_hh|weight_hr)"
     r"(?:_l(?P<layer>0|[1-9]\d*)(?P<reverse>_reverse)?)?"
@@ -40,6 +42,7 @@ def entries_under(prefix: str, state_dict: Mapping[str, Any]) -> dict[str, Any]:
             "state_dict should map PyTorch's names to arrays or tensors, as module.state_dict() "
             f"does, got: {type(state_dict).__name__}"
         )
+    check_type("prefix", prefix, str)
     prefix = _with_dot(prefix)
     values = {
         name.removeprefix(prefix): value
