@@ -71,7 +71,7 @@ def forward(
     steps = steps_of_forward(plan, length, rows, params.w_ih.shape[1], skips=skips)
     chunks = -(-length // steps)
     even = length % steps == 0
-    # Before it there is what the last of the chunks run lacks.
+    # Where steps start in whole chunks, here and in what is saved: before are those that lack.
     own_start = lacking(length, steps) if plan.reverse else 0
     saved_start = lacking(length, plan.steps) if plan.reverse and save else 0
     order: jax.Array | None = None
