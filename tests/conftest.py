@@ -32,6 +32,7 @@ if QUICK not in flags and xla_knows(QUICK):
 
 # Files whose tests take longest come first, so that at the end no worker waits long for another.
 LONGEST_FIRST = [
+    "test_sharding.py",
     "test_example_resume.py",
     "test_golden.py",
     "test_example_devices.py",
@@ -41,7 +42,9 @@ LONGEST_FIRST = [
     "test_torch_shape.py",
     "test_recurrence.py",
     "test_decoding.py",
-    "test_sharding.py",
+    "test_export.py",
+    "test_initial_parameters.py",
+    "test_checks.py",
 ]
 
 

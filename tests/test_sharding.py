@@ -516,14 +516,14 @@ CHECKS = {
         f"{name}, {where(in_context)}": functools.partial(
             check_placed, axes={"data": DEVICES}, in_context=in_context, **options
         )
-        for name, options in {
-            "remat": {"layer": LSTM, "remat": True},
-            "dropout": {"layer": DROPOUT, "seed": 0},
-            "only the mask sharded": {"layer": LSTM, "xs": REPLICATED, "mask": TIME_BATCH},
-            "a layer of one's own": {"layer": Doubled(LSTM)},
-            "a cell of one's own": {"layer": LeakyMean(cases.INPUT_SIZE)},
-        }.items()
-        for in_context in (False, True)
+        for name, in_context, options in (
+            ("remat", True, {"layer": LSTM, "remat": True}),
+            ("dropout", True, {"layer": DROPOUT, "seed": 0}),
+            ("dropout", False, {"layer": DROPOUT, "seed": 0}),
+            ("only the mask sharded", False, {"layer": LSTM, "xs": REPLICATED, "mask": TIME_BATCH}),
+            ("a layer of one's own", False, {"layer": Doubled(LSTM)}),
+            ("a cell of one's own", True, {"layer": LeakyMean(cases.INPUT_SIZE)}),
+        )
     },
     **{
         f"replicated carry, {place}": functools.partial(
