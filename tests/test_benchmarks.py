@@ -46,8 +46,12 @@ def _settings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_its_authors_run_it() -> Iterator[None]:
-    """The peers' own code neither has to be free of warnings nor of dtype promotion."""
-    with warnings.catch_warnings(), jax.numpy_dtype_promotion("standard"):
+    """The peers' own code neither has to be free of warnings nor of promotion."""
+    with (
+        warnings.catch_warnings(),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
         warnings.simplefilter("ignore")
         yield
 

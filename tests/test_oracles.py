@@ -32,8 +32,12 @@ each_cell = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
 
 @contextlib.contextmanager
 def as_its_authors_run_it() -> Iterator[None]:
-    """The oracle's own code neither has to be free of warnings nor of dtype promotion."""
-    with warnings.catch_warnings(), jax.numpy_dtype_promotion("standard"):
+    """The oracle's own code neither has to be free of warnings nor of promotion."""
+    with (
+        warnings.catch_warnings(),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
         warnings.simplefilter("ignore")
         yield
 
