@@ -146,15 +146,16 @@ class SequenceArguments(ModuleArguments):
         """What draws dropout in a call, in each library's way; None where nothing is dropped."""
         raise NotImplementedError
 
-    def _run(self, input: Any, state: Any, *dropout: Any, **options: Any) -> tuple[jax.Array, Any]:
-        """A call with its `lengths` and `mask`; `dropout` is what `_dropout_key` takes."""
-        deterministic = dropout[0]
+    def _run(
+        self, input: Any, state: Any, deterministic: bool | None, *rngs: Any, **options: Any
+    ) -> tuple[jax.Array, Any]:
+        """A call with its `lengths` and `mask`; an NNX module's has `rngs`, too."""
         if not (deterministic is None or isinstance(deterministic, bool | np.bool_)):
             raise TypeError(
                 "deterministic should be a bool that is known when tracing, or None, got: "
                 f"{type(deterministic).__name__}. lengths= and mask= are given by name"
             )
-        options["key"] = self._dropout_key(*dropout)
+        options["key"] = self._dropout_key(deterministic, *rngs)
         for name in ("batch_first", "dtype", "implementation", "remat"):
             options[name] = getattr(self, name)
         name = type(self).__name__

@@ -64,7 +64,7 @@ def run_own_rows(
         run_shard, mesh=mesh, in_specs=in_specs, out_specs=in_specs[1:3], axis_names=axes
     )
     arguments = zip((params, carry, xs, mask), in_specs, strict=True)
-    return sharded(*(_reshard(tree, NamedSharding(mesh, spec)) for tree, spec in arguments))
+    return sharded(*(reshard(tree, NamedSharding(mesh, spec)) for tree, spec in arguments))
 
 
 def explicit_mesh(tree: Any) -> AbstractMesh | None:
@@ -80,7 +80,7 @@ def shard_like(array: jax.Array, like: jax.Array) -> jax.Array:
     sharding = jax.typeof(like).sharding
     if not sharding.mesh.explicit_axes:
         return array
-    return _reshard(jnp.broadcast_to(array, like.shape), sharding)
+    return reshard(jnp.broadcast_to(array, like.shape), sharding)
 
 
 def vary_like(tree: Any, like: Any) -> Any:
@@ -158,7 +158,7 @@ def _run_around(
         return run(carry, token)
 
     with use_abstract_mesh(automatic):
-        inputs = _reshard((carry, prompt, arrays), NamedSharding(automatic, P()))
+        inputs = reshard((carry, prompt, arrays), NamedSharding(automatic, P()))
         result = decode(typed_step, *inputs[:2], **inputs[2])
     carry_specs, rows = specs()
     result_specs = {name: P(*[None] * axis, rows) for name, axis in row_axes.items()}
@@ -173,7 +173,3 @@ def _run_around(
 
 def _spec(array: jax.Array) -> PartitionSpec:
     return jax.typeof(array).sharding.spec
-
-
-def _reshard(tree: Any, sharding: NamedSharding) -> Any:
-    return reshard(tree, sharding)
